@@ -1,0 +1,48 @@
+"""What the three kinds of picture have in common."""
+
+import random
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from playground.splits import Split
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture; `kind` names the task."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+class Content(Protocol):
+    """What a picture shows, before it is drawn. The text-only LLM corpus stops here and never draws."""
+
+    def facts(self) -> list[str]:
+        """Short statements, each a part of the caption word for word."""
+
+    def caption(self) -> str:
+        """One sentence of all the facts."""
+
+    def questions(self, rng: random.Random) -> list[Question]:
+        """All questions with one right answer, the task kinds mixed, in random order."""
+
+    def draw(self, rng: random.Random, split: Split) -> Image.Image:
+        """The picture (RGB). `rng` chooses what the content leaves open: font, shades, small shifts."""
+
+
+def light_background(rng: random.Random) -> tuple[int, int, int]:
+    """White or a pale tint."""
+    if rng.random() < 0.4:
+        return (255, 255, 255)
+    return tuple(rng.randint(225, 255) for _ in range(3))
+
+
+def dark_ink(rng: random.Random) -> tuple[int, int, int]:
+    """Black or a dark shade."""
+    if rng.random() < 0.5:
+        return (0, 0, 0)
+    return tuple(rng.randint(0, 70) for _ in range(3))

@@ -1,0 +1,89 @@
+"""Documents: cards, forms and receipts with lines like `city: Oslo`."""
+
+import random
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from playground.content import Question, dark_ink, light_background
+from playground.fonts import load_font
+from playground.splits import Split
+from playground.words import FIELDS, NUMBERS
+
+COLUMN_WIDTH = 128
+LINE_HEIGHT = 32
+_VALUE_OFFSET = 60
+STYLES = ("card", "form", "receipt")
+
+
+@dataclass(frozen=True)
+class Document:
+    """Fields on a grid of cells of 128×32 px.
+
+    Attributes:
+        size: width and height in px.
+        entries: (field, value) in reading order.
+        cells: the cell of each entry (row-major number), ascending.
+    """
+
+    size: tuple[int, int]
+    entries: tuple[tuple[str, str], ...]
+    cells: tuple[int, ...]
+
+    def facts(self) -> list[str]:
+        return [f"{field}: {value}" for field, value in self.entries]
+
+    def caption(self) -> str:
+        return "A document. " + "; ".join(self.facts())
+
+    def questions(self, rng: random.Random) -> list[Question]:
+        asked = [Question("document_field", f"What is the {field}?", value) for field, value in self.entries]
+        rng.shuffle(asked)
+        return asked
+
+    def draw(self, rng: random.Random, split: Split) -> Image.Image:
+        image = Image.new("RGB", self.size, light_background(rng))
+        pen = ImageDraw.Draw(image)
+        ink, face, size = dark_ink(rng), rng.choice(split.faces), rng.randint(16, 19)
+        font = load_font(face, size)
+        _draw_frame(pen, self.size, rng)
+        columns = self.size[0] // COLUMN_WIDTH
+        for (field, value), cell in zip(self.entries, self.cells, strict=True):
+            left = (cell % columns) * (self.size[0] // columns) + rng.randint(4, 8)
+            middle = (cell // columns) * LINE_HEIGHT + LINE_HEIGHT // 2 + rng.randint(-3, 3)
+            pen.text((left, middle), f"{field}:", fill=ink, font=font, anchor="lm")
+            pen.text((left + _VALUE_OFFSET, middle), value, fill=ink, font=font, anchor="lm")
+        return image
+
+
+def compose(rng: random.Random, split: Split, size: tuple[int, int], max_fields: int = len(FIELDS)) -> Document:
+    """A document of the split: some fields, each at most once, in random cells.
+
+    Args:
+        size: width and height in px, at least 128×64.
+        max_fields: at most so many fields (the pre-training curriculum starts with few).
+    """
+    cells = (size[0] // COLUMN_WIDTH) * (size[1] // LINE_HEIGHT)
+    most = min(cells, len(FIELDS), max_fields)
+    while True:
+        count = rng.randint(min(3, most), most)
+        fields = rng.sample(list(FIELDS), count)
+        entries = tuple((field, rng.choice(FIELDS[field] or NUMBERS)) for field in fields)
+        document = Document(size, entries, tuple(sorted(rng.sample(range(cells), count))))
+        if split.owns(document.caption()):
+            return document
+
+
+def _draw_frame(pen: ImageDraw.ImageDraw, size: tuple[int, int], rng: random.Random) -> None:
+    """The look of a card (a border), a form (rules between lines) or a receipt (dashes)."""
+    width, height = size
+    shade = tuple(rng.randint(150, 215) for _ in range(3))
+    style = rng.choice(STYLES)
+    if style == "card":
+        pen.rounded_rectangle((0, 0, width - 1, height - 1), radius=rng.randint(0, 12), outline=shade, width=2)
+    for y in range(LINE_HEIGHT, height, LINE_HEIGHT):
+        if style == "form":
+            pen.line((0, y, width, y), fill=shade)
+        elif style == "receipt":
+            for x in range(0, width, 8):
+                pen.line((x, y, x + 3, y), fill=shade)
