@@ -1,0 +1,159 @@
+# shellcheck shell=bash disable=SC2153 # GLOBAL_BATCH, STAGES ... come from the preset
+# What the stage scripts share: which hardware, which command, may it run now. Sourced from scripts/comp/*.sh, never run.
+#
+# A stage script calls `run_stage NAME FLAGS...`, which
+#   1. reads the recipe of that stage from presets/$PRESET.sh, the only place where hyper-parameters stand,
+#   2. adds what the hardware asks for and, last, the caller's own flags (the last value of a flag wins),
+#   3. makes or asks for what the stage needs: data, predecessor, word prior,
+#   4. trains, and leaves OUTPUT/finished.json when it is done.
+#
+# Environment (docs/recipes.md):
+#   PRESET        a file of presets/        default: comp_1b_siglip on GPUs, embedded without
+#   OUTPUT_ROOT   runs are written here     default: runs
+#   DATA_ROOT     data sets                 default: the preset's
+#   NUM_GPUS      GPUs of this machine      default: counted; 0 trains on the CPU
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT         default: SLURM's variables, else one machine
+#   PER_DEVICE_BATCH   samples a GPU holds at once; accumulation follows, the global batch stays the recipe's
+#   FRESH=1       train this stage again from the start     DRY_RUN=1   print the command, run nothing
+
+COMP_SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$COMP_SCRIPTS/../.." || exit 1 # Paths in recipes, records and messages are relative to the repository.
+
+source scripts/shell.sh
+source scripts/comp/hardware.sh
+source scripts/comp/record.sh
+
+load_preset() {
+  detect_hardware
+  if [[ -z ${PRESET:-} ]]; then
+    if ((NUM_GPUS > 0)); then PRESET=comp_1b_siglip; else PRESET=embedded; fi
+  fi
+  local file="scripts/comp/presets/$PRESET.sh"
+  [[ -f $file ]] || die "PRESET=$PRESET is unknown; there are: $(list_presets)"
+  export PRESET
+  OUTPUT_ROOT=${OUTPUT_ROOT:-runs}
+  RUN="$OUTPUT_ROOT/$PRESET"
+  WORD_PRIOR="$RUN/word_prior.safetensors"
+  # shellcheck source=scripts/comp/presets/comp_1b_siglip.sh
+  source "$file"
+}
+
+list_presets() {
+  local file names=()
+  for file in scripts/comp/presets/*.sh; do names+=("$(basename "$file" .sh)"); done
+  printf '%s' "${names[*]}"
+}
+
+run_stage() {
+  local stage=$1
+  shift
+  load_preset
+  local output="$RUN/$stage"
+  build_command "$stage" "$output" "$@"
+
+  if dry_run; then
+    print_command "${COMMAND[@]}"
+    return
+  fi
+  require_packages
+  ((NNODES == 1)) || [[ ${FRESH:-0} != 1 ]] || die "FRESH=1 on several nodes: delete $output yourself, then start without it."
+
+  if [[ ${FRESH:-0} == 1 ]]; then
+    ensure_predecessor "$stage"
+    delete_output "$output"
+  elif finished "$output"; then
+    refuse_changes "$stage" "$output" "$(predecessor_of "$stage")"
+    say "$stage: finished already ($output); FRESH=1 trains it again."
+    return
+  else
+    ensure_predecessor "$stage"
+    refuse_changes "$stage" "$output" "$(predecessor_of "$stage")"
+  fi
+
+  ensure_data "$stage"
+  ensure_word_prior "$stage"
+  make_directory "$output"
+  lock_output "$stage" "$output"
+  record_start "$output" "$(predecessor_of "$stage")"
+  say "$stage: training into $output ($(describe_hardware))"
+  "${COMMAND[@]}" || die "$stage: training ended with exit code $?. The same command continues from the last checkpoint in $output."
+  record_finish "$stage" "$output"
+}
+
+# The recipe, then the hardware's flags, then the caller's. Sets ARGUMENTS (what the trainer reads) and COMMAND (all of it).
+build_command() {
+  local stage=$1 output=$2
+  shift 2
+  declare -F "recipe_$stage" >/dev/null || die "preset $PRESET has no stage $stage; it has: ${STAGES[*]}"
+  "recipe_$stage"
+  split_batch "$stage"
+  ARGUMENTS=(
+    --output_dir "$output"
+    "${RECIPE[@]}"
+    --per_device_train_batch_size "$BATCH_PER_DEVICE"
+    --gradient_accumulation_steps "$ACCUMULATION"
+    "${HARDWARE_FLAGS[@]}"
+    "$@"
+  )
+  COMMAND=("${LAUNCHER[@]}" "${ARGUMENTS[@]}")
+}
+
+# --- what a stage needs before it can start -------------------------------------------------------------------------
+
+predecessor_of() { # STAGE -> the stage before it in STAGES, or nothing
+  local stage previous=""
+  for stage in "${STAGES[@]}"; do
+    [[ $stage != "$1" ]] || break
+    previous=$stage
+  done
+  printf '%s' "$previous"
+}
+
+# Nothing to do for a first stage, nor when the caller's own flags start from something else.
+ensure_predecessor() {
+  local stage=$1 previous start
+  previous=$(predecessor_of "$stage")
+  [[ -n $previous ]] || return 0
+  start="$(flag_value --model_name_or_path) $(flag_value --pretrain_mm_mlp_adapter)"
+  [[ $start == *"$RUN/$previous"* ]] || return 0
+  if finished "$RUN/$previous"; then return 0; fi
+  if ! main_node; then
+    wait_for "$RUN/$previous/finished.json"
+  elif [[ ${RUN_MISSING_STAGES:-0} == 1 ]]; then
+    say "$stage: starts from $RUN/$previous, which is not finished; running that first."
+    FRESH=0 bash "scripts/comp/$previous.sh"
+  else
+    die "$stage starts from $RUN/$previous, which is missing or unfinished. This makes it: PRESET=$PRESET bash scripts/comp/$previous.sh"
+  fi
+}
+
+ensure_data() {
+  local stage=$1 data
+  data=$(flag_value --data_path)
+  if main_node && [[ ! -e $data ]] && declare -F prepare_data >/dev/null; then prepare_data; fi
+  main_node || [[ -e $data ]] || wait_for "$data"
+  [[ -e $data ]] || die "$stage: data file $data is missing. docs/data.md says where it comes from and how it is laid out; DATA_ROOT or --data_path says where it is."
+}
+
+# The alignment loss weighs words by how often they stand in the Stage-II answers (METHOD: word prior).
+ensure_word_prior() {
+  local stage=$1
+  [[ $(flag_value --use_alignment_loss) == True && $(flag_value --word_prior) == "$WORD_PRIOR" ]] || return 0
+  [[ ! -s $WORD_PRIOR ]] || return 0
+  if ! main_node; then
+    wait_for "$WORD_PRIOR"
+    return
+  fi
+  [[ -e $STAGE2_DATA ]] || die "$stage: the word prior $WORD_PRIOR is counted over the Stage-II data, and $STAGE2_DATA is missing (docs/data.md)."
+  say "$stage: counting the words of $STAGE2_DATA into $WORD_PRIOR"
+  make_directory "$RUN"
+  "$PYTHON" -m comp_patches.word_prior --data_path "$STAGE2_DATA" --tokenizer "$LLM" --output "$WORD_PRIOR"
+}
+
+require_packages() {
+  local wanted="torch transformers accelerate"
+  ((NUM_GPUS == 0)) || wanted="$wanted deepspeed"
+  # shellcheck disable=SC2086 # a list of words
+  "$PYTHON" -c 'import importlib.util as i, sys; sys.exit(" ".join(n for n in sys.argv[1:] if not i.find_spec(n)) or 0)' $wanted ||
+    die "the packages above are missing for $PYTHON. bash scripts/quickstart.sh sets all up; by hand: pip install -e '.[train]'"
+}

@@ -1,0 +1,85 @@
+# shellcheck shell=bash disable=SC2034 # its results are read by common.sh
+# From the machine to a launcher: torchrun over all GPUs of all nodes, or one CPU process. Sourced by common.sh.
+
+# Sets NUM_GPUS (of this node), NNODES, NODE_RANK, WORLD (processes), PYTHON, LAUNCHER and HARDWARE_FLAGS.
+detect_hardware() {
+  find_python
+  NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
+  [[ $NUM_GPUS =~ ^[0-9]+$ ]] || die "NUM_GPUS=$NUM_GPUS: expected a number, 0 for the CPU"
+  if ((NUM_GPUS == 0)); then
+    NNODES=1 NODE_RANK=0 WORLD=1
+    LAUNCHER=("$PYTHON" -m llava.train.train_mem)
+    HARDWARE_FLAGS=(--use_cpu True)
+    return
+  fi
+  detect_nodes
+  WORLD=$((NUM_GPUS * NNODES))
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} ACCELERATE_CPU_AFFINITY=${ACCELERATE_CPU_AFFINITY:-1}
+  LAUNCHER=(
+    torchrun
+    --nproc_per_node="$NUM_GPUS"
+    --nnodes="$NNODES"
+    --node_rank="$NODE_RANK"
+    --master_addr="$MASTER_ADDR"
+    --master_port="$MASTER_PORT"
+    -m llava.train.train_mem
+  )
+  HARDWARE_FLAGS=(--deepspeed scripts/zero3.json --bf16 True --tf32 True)
+}
+
+count_gpus() {
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    case $CUDA_VISIBLE_DEVICES in
+      "" | -1) printf 0 ;;
+      *) printf '%s' "$CUDA_VISIBLE_DEVICES" | awk -F, '{printf "%d", NF}' ;;
+    esac
+  elif has_nvidia_gpu; then
+    nvidia-smi -L | grep -c '^GPU'
+  else
+    printf 0
+  fi
+}
+
+# One task per node: `srun --ntasks-per-node=1 bash scripts/comp/...`, or the four variables set by hand on each node.
+detect_nodes() {
+  NNODES=${NNODES:-${SLURM_NNODES:-1}}
+  NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}}
+  MASTER_PORT=${MASTER_PORT:-29500}
+  if [[ -z ${MASTER_ADDR:-} ]]; then
+    if ((NNODES == 1)); then
+      MASTER_ADDR=127.0.0.1
+    elif [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
+      MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    else
+      die "NNODES=$NNODES but MASTER_ADDR is not set: give the first node's address on every node"
+    fi
+  fi
+}
+
+main_node() { ((NODE_RANK == 0)); }
+
+# Another node makes FILE on the shared file system.
+wait_for() {
+  [[ -e $1 ]] || say "node $NODE_RANK: waiting for node 0 to make $1"
+  until [[ -e $1 ]]; do sleep 5; done
+}
+
+# The recipe's global batch, whatever the number of processes: sets BATCH_PER_DEVICE and ACCUMULATION.
+split_batch() {
+  local share=$((GLOBAL_BATCH / WORLD))
+  BATCH_PER_DEVICE=${PER_DEVICE_BATCH:-$BATCH_PER_DEVICE}
+  ((share * WORLD == GLOBAL_BATCH)) ||
+    die "$1: its global batch of $GLOBAL_BATCH cannot be shared evenly by $WORLD processes; set NUM_GPUS or NNODES to a divisor"
+  ((BATCH_PER_DEVICE < share)) || BATCH_PER_DEVICE=$share
+  ACCUMULATION=$((share / BATCH_PER_DEVICE))
+  ((ACCUMULATION * BATCH_PER_DEVICE == share)) ||
+    die "$1: $share samples a process and step cannot be split into micro-batches of $BATCH_PER_DEVICE; set PER_DEVICE_BATCH to a divisor of $share"
+}
+
+describe_hardware() {
+  if ((NUM_GPUS == 0)); then
+    printf 'one CPU process'
+  else
+    printf '%d GPUs: %d x %d samples each, %d a step' "$WORLD" "$BATCH_PER_DEVICE" "$ACCUMULATION" "$GLOBAL_BATCH"
+  fi
+}

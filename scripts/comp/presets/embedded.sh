@@ -1,0 +1,102 @@
+# shellcheck shell=bash disable=SC2034 # a table of values, read by common.sh
+# The embedded default: the whole of CoMP on a laptop's CPU, with data that playground/ draws and the two small models it ships.
+# The stages, losses and freezing are the paper's; sizes, steps and learning rates are those of a model of a few million parameters.
+
+STAGES=(stage1 stage2_fixed stage2_native stage3_sft)
+RUN_MISSING_STAGES=1 # Minutes, so a missing predecessor is simply run.
+AFTER_TRAINING=scripts/comp/evaluate_embedded.sh
+VISION_TOWER=${VISION_TOWER:-comp-siglip:playground/models/tower}
+LLM=${LLM:-playground/models/llm}
+DATA_ROOT=${DATA_ROOT:-$RUN/data}
+STAGE2_DATA=$DATA_ROOT/stage2.json
+
+EVERY_STAGE=(
+  --image_folder "$DATA_ROOT"
+  --adam_beta1 0.9 --adam_beta2 0.999 --adam_epsilon 1e-8
+  --weight_decay 0.
+  --max_grad_norm 1.0
+  --lr_scheduler_type cosine
+  --warmup_ratio 0.03
+  --min_num_vistoken 4
+  --max_num_vistoken 128
+  --model_max_length 512
+  --gradient_checkpointing False
+  --group_by_modality_length True
+  --lazy_preprocess True
+  --dataloader_num_workers 0
+  --logging_steps 5
+  --save_strategy steps --save_steps 50 --save_total_limit 1
+  --report_to none
+  --seed 42
+)
+WHOLE_MODEL=mm_vision_tower,mm_mlp_adapter,mm_language_model
+ALIGNMENT=(--use_alignment_loss True --alignment_weight 0.05 --word_prior "$WORD_PRIOR")
+
+# The data are drawn into a folder that gets its name only when they are complete.
+prepare_data() {
+  [[ ! -e $DATA_ROOT ]] || return 0
+  say "drawing the playground's data into $DATA_ROOT"
+  rm -rf -- "$DATA_ROOT.partial"
+  "$PYTHON" -m playground.make_data --output "$DATA_ROOT.partial"
+  mv "$DATA_ROOT.partial" "$DATA_ROOT"
+}
+
+recipe_stage1() {
+  GLOBAL_BATCH=32 BATCH_PER_DEVICE=32
+  RECIPE=(
+    --model_name_or_path "$LLM"
+    --vision_tower "$VISION_TOWER"
+    --mm_projector_type downsample_mlp
+    --version plain
+    --data_path "$DATA_ROOT/stage1.json"
+    --mm_tunable_parts mm_mlp_adapter
+    --max_steps 150
+    --learning_rate 1e-3
+    --use_rope False
+    --force_resize pretrained
+    "${ALIGNMENT[@]}" "${EVERY_STAGE[@]}"
+  )
+}
+
+recipe_stage2_fixed() {
+  recipe_stage2 \
+    --model_name_or_path "$LLM" \
+    --vision_tower "$VISION_TOWER" \
+    --mm_projector_type downsample_mlp \
+    --pretrain_mm_mlp_adapter "$RUN/stage1/mm_projector.bin" \
+    --max_steps 250 \
+    --force_resize 192
+}
+
+recipe_stage2_native() {
+  recipe_stage2 --model_name_or_path "$RUN/stage2_fixed" --max_steps 350 --force_resize none
+}
+
+recipe_stage2() { # FLAGS of the half
+  GLOBAL_BATCH=32 BATCH_PER_DEVICE=32
+  RECIPE=(
+    "$@"
+    --version qwen_2_5
+    --data_path "$STAGE2_DATA"
+    --mm_tunable_parts "$WHOLE_MODEL"
+    --learning_rate 1e-3 --mm_vision_tower_lr 1e-3 --mm_projector_lr 1e-3
+    --use_rope True
+    "${ALIGNMENT[@]}" "${EVERY_STAGE[@]}"
+  )
+}
+
+recipe_stage3_sft() {
+  GLOBAL_BATCH=32 BATCH_PER_DEVICE=32
+  RECIPE=(
+    --model_name_or_path "$RUN/stage2_native"
+    --version qwen_2_5
+    --data_path "$DATA_ROOT/stage3.json"
+    --mm_tunable_parts "$WHOLE_MODEL"
+    --max_steps 350
+    --learning_rate 1e-3 --mm_vision_tower_lr 1e-3 --mm_projector_lr 1e-3
+    --use_rope True
+    --force_resize none
+    --use_alignment_loss False
+    "${EVERY_STAGE[@]}"
+  )
+}
