@@ -1,0 +1,1 @@
+"""LLaVA models: an LLM, a vision tower and a projector between them."""

@@ -1,0 +1,245 @@
+"""Where images enter the text. Two mixins turn any transformers decoder into a LLaVA model.
+
+P = patches, N = images, T = visual tokens, S = samples of a micro-batch, D = tower width, H = LLM width, L = text row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.mm_utils import expand_placeholders
+from llava.model.attention import packed_attention_kwargs
+from llava.model.decoding_loss import decoding_loss
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_projector.builder import build_vision_projector
+
+__all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "LlavaOutput", "expand_placeholders"]
+
+
+@dataclass
+class LlavaOutput(CausalLMOutputWithPast):
+    """`losses` holds every named value of the step: `decoding`, then each auxiliary loss and what it reports."""
+
+    losses: dict[str, Tensor] | None = None
+
+
+class LlavaMetaModel:
+    """Mixed into an LLM's backbone: gives it `vision_tower` and `mm_projector`."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        if getattr(config, "mm_vision_tower", None):
+            self.vision_tower = build_vision_tower(config)
+            self.mm_projector = build_vision_projector(
+                config.mm_projector_type, config.mm_hidden_size, config.hidden_size, self.vision_tower.merge_size
+            )
+
+    def get_vision_tower(self) -> nn.Module | None:
+        return getattr(self, "vision_tower", None)
+
+    def attach_vision_modules(self, tower: nn.Module, projector: nn.Module, **config: Any) -> None:
+        """Give a bare LLM a tower and a projector; `config` are the `mm_*` keys by which a checkpoint rebuilds them."""
+        self.vision_tower = tower
+        self.mm_projector = projector
+        for key, value in config.items():
+            setattr(self.config, key, value)
+
+    def encode_images(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """(P, 3·p·p), (N, 3) -> the visual tokens (T, H) of all images, one after another."""
+        weight = next(self.vision_tower.parameters())
+        return self.mm_projector(self.vision_tower(pixel_values.to(weight.dtype), image_grid_thw))
+
+    def tokens_per_image(self, image_grid_thw: Tensor) -> Tensor:
+        """(N, 3) patches per axis -> (N,) visual tokens."""
+        return image_grid_thw.prod(dim=-1) // self.mm_projector.merge
+
+
+class LlavaMetaForCausalLM:
+    """Mixed into an LLM with a head: packed training with named losses, and generation with images.
+
+    A subclass calls `init_auxiliary_losses` once; whoever trains it adds the losses it wants.
+    """
+
+    def init_auxiliary_losses(self) -> None:
+        self.auxiliary_losses = nn.ModuleDict()
+        self.auxiliary_weights: dict[str, float] = {}
+
+    def get_model(self) -> LlavaMetaModel:
+        return self.model
+
+    def get_vision_tower(self) -> nn.Module | None:
+        return self.get_model().get_vision_tower()
+
+    def add_auxiliary_loss(self, name: str, loss: nn.Module, weight: float) -> None:
+        """Let `loss` take part in training with `weight`."""
+        self.auxiliary_losses[name] = loss
+        self.auxiliary_weights[name] = weight
+
+    def packed_forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        pixel_values: Tensor,
+        image_grid_thw: Tensor,
+        image_sample: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **align_stream: Any,
+    ) -> LlavaOutput:
+        """One micro-batch of samples laid end to end, as `llava.data.collator` makes it.
+
+        Args:
+            input_ids: (1, L), IMAGE_TOKEN_INDEX at every visual token.
+            position_ids: (1, L), restarting at each sample.
+            cu_seqlens: (S + 1,) int32, where samples begin and end; `max_seqlen` is the longest.
+            pixel_values: (P, 3·p·p); image_grid_thw: (N, 3); image_sample: (N,), the sample an image belongs to.
+            labels: (1, L) or None; without labels the logits of the whole row are returned instead of losses.
+            align_stream: the packed answers' text, `align_*`; read only when an auxiliary loss is on.
+        """
+        inputs_embeds, visual_tokens = self.embed_multimodal(input_ids, pixel_values, image_grid_thw)
+        hidden_states = self._run_packed(cu_seqlens, max_seqlen, inputs_embeds=inputs_embeds, position_ids=position_ids)
+        if labels is None:
+            return LlavaOutput(logits=self.lm_head(hidden_states))
+        losses = {"decoding": decoding_loss(hidden_states, self.lm_head, labels, num_items_in_batch)}
+        loss = losses["decoding"]
+        if self.auxiliary_losses and self.training:
+            visual_sample = self._sample_of_visual_tokens(image_grid_thw, image_sample, len(visual_tokens))
+            text_features, text_valid = self.text_features(len(cu_seqlens) - 1, **align_stream)
+            for name, module in self.auxiliary_losses.items():
+                losses |= module(
+                    visual_tokens,
+                    visual_sample,
+                    text_features,
+                    text_valid,
+                    self.get_output_embeddings().weight,
+                    num_samples=len(cu_seqlens) - 1,
+                )
+                loss = loss + self.auxiliary_weights[name] * losses[name]
+        return LlavaOutput(loss=loss, losses=losses)
+
+    def embed_multimodal(
+        self, input_ids: Tensor, pixel_values: Tensor, image_grid_thw: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Word embeddings with the visual tokens in their places: (1, L, H), and the visual tokens (T, H) alone."""
+        is_visual = input_ids[0] == IMAGE_TOKEN_INDEX
+        inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_visual[None], 0))
+        if len(pixel_values) == 0:
+            return self._without_images(inputs_embeds, pixel_values)
+        visual_tokens = self.get_model().encode_images(pixel_values, image_grid_thw)
+        places = is_visual.nonzero().squeeze(1)
+        if len(places) != len(visual_tokens):
+            raise ValueError(
+                f"The text has {len(places)} places for visual tokens, but the {len(image_grid_thw)} image(s) give "
+                f"{len(visual_tokens)}. Were the placeholders expanded with another processor than the images?"
+            )
+        return inputs_embeds.index_copy(1, places, visual_tokens[None].to(inputs_embeds.dtype)), visual_tokens
+
+    def _without_images(self, inputs_embeds: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """In training every rank runs the tower, else collectives of sharded or data-parallel runs never meet."""
+        if not self.training:
+            return inputs_embeds, inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])
+        side = self.get_vision_tower().merge_size
+        grid = torch.tensor([[1, side, side]], device=pixel_values.device)
+        dummy = self.get_model().encode_images(pixel_values.new_zeros(side * side, pixel_values.shape[1]), grid)
+        return inputs_embeds + 0.0 * dummy.sum().to(inputs_embeds.dtype), dummy[:0]
+
+    def _sample_of_visual_tokens(self, image_grid_thw: Tensor, image_sample: Tensor, num_tokens: int) -> Tensor:
+        tokens = self.get_model().tokens_per_image(image_grid_thw.to(image_sample.device))
+        return torch.repeat_interleave(image_sample, tokens, output_size=num_tokens)
+
+    def _run_packed(self, cu_seqlens: Tensor, max_seqlen: int, **inputs: Tensor) -> Tensor:
+        """The backbone over one packed row; returns (1, L, H) after the final norm."""
+        attention = packed_attention_kwargs(self.config._attn_implementation, cu_seqlens, max_seqlen)
+        return self.model(use_cache=False, **inputs, **attention).last_hidden_state
+
+    @torch.no_grad()
+    def text_features(
+        self,
+        num_samples: int,
+        *,
+        align_input_ids: Tensor,
+        align_position_ids: Tensor,
+        align_cu_seqlens: Tensor,
+        align_max_seqlen: int,
+    ) -> tuple[Tensor, Tensor]:
+        """F_t of METHOD §4: per sample the mean last hidden state over its answers' text, read alone.
+
+        Returns (S, H) fp32, un-normalised, and (S,) bool: False where a sample has no text.
+        """
+        lengths = align_cu_seqlens.diff().long()
+        features = torch.zeros(num_samples, self.config.hidden_size, device=lengths.device)
+        if align_input_ids.numel() == 0:
+            return features, lengths > 0
+        with evaluating(self.model):
+            hidden = self._run_packed(
+                align_cu_seqlens, align_max_seqlen, input_ids=align_input_ids, position_ids=align_position_ids
+            )[0]
+        sample = torch.repeat_interleave(
+            torch.arange(num_samples, device=lengths.device), lengths, output_size=len(hidden)
+        )
+        features.index_add_(0, sample, hidden.float())
+        return features / lengths.clamp(min=1)[:, None], lengths > 0
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | list[Tensor] | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Continue prompts with images; returns the new tokens only.
+
+        Args:
+            inputs: prompt ids (1, L), or a list of (L_i,) for a batch, one IMAGE_TOKEN_INDEX per image.
+            pixel_values: (P, 3·p·p) of all images in order of appearance; image_grid_thw: (N, 3).
+            kwargs: transformers' generate arguments.
+        """
+        if pixel_values is None:
+            return super().generate(inputs, **kwargs)
+        rows = [row.reshape(-1) for row in inputs]
+        tokens = self.get_model().tokens_per_image(image_grid_thw).tolist()
+        expanded = []
+        for row in rows:
+            count = int((row == IMAGE_TOKEN_INDEX).sum())
+            expanded.append(expand_placeholders(row, None, tokens[:count])[0])
+            tokens = tokens[count:]
+        if tokens:
+            raise ValueError(f"{len(tokens)} image(s) more than <image> placeholders in the prompt(s).")
+        packed, _ = self.embed_multimodal(torch.cat(expanded)[None], pixel_values, image_grid_thw)
+        inputs_embeds, attention_mask = pad_left(packed[0].split([len(row) for row in expanded]))
+        return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+
+def pad_left(rows: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Rows (L_i, H) -> a batch (B, L, H) whose rows end together, and its mask (B, L)."""
+    length = max(len(row) for row in rows)
+    batch = rows[0].new_zeros(len(rows), length, rows[0].shape[1])
+    mask = torch.zeros(len(rows), length, dtype=torch.long, device=batch.device)
+    for i, row in enumerate(rows):
+        batch[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = 1
+    return batch, mask
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Dropout and gradient checkpointing off inside, every submodule's mode as it was afterwards."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, mode in modes:
+            submodule.training = mode

@@ -1,0 +1,110 @@
+"""Reading LLMs and LLaVA checkpoints from disk or hub: the class by `model_type`, every weight accounted for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel
+
+from llava.model.attention import resolve_attention
+from llava.model.language_model import LLAVA_MODELS
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FILE = "mm_projector.bin"  # LLaVA's own file for a checkpoint of the adapter alone
+
+
+def llava_class(model_type: str) -> type[PreTrainedModel]:
+    """The LLaVA class for a config's `model_type`, bare LLM or LLaVA form."""
+    if model_type not in LLAVA_MODELS:
+        raise ValueError(f"No LLaVA model for model_type={model_type!r}. Known: {', '.join(sorted(LLAVA_MODELS))}.")
+    return LLAVA_MODELS[model_type]
+
+
+def load_config(path: str) -> Any:
+    """The LLaVA config of a checkpoint folder or hub id; a bare LLM's config is read as its LLaVA form."""
+    folder = Path(path)
+    if os.path.sep in path and not folder.exists() and not _looks_like_hub_id(path):
+        raise FileNotFoundError(f"{path} does not exist, and is no hub id (ORGANISATION/NAME).")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{path} has no config.json, so it is no model folder.")
+    try:
+        raw = AutoConfig.from_pretrained(path)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}/config.json is not valid JSON: {error}") from error
+    config_class = llava_class(raw.model_type).config_class
+    if isinstance(raw, config_class):
+        return raw
+    settings = {key: value for key, value in raw.to_dict().items() if key not in ("model_type", "architectures")}
+    return config_class(**settings)
+
+
+def load_weights(
+    path: str, config: Any, *, dtype: torch.dtype | str | None = None, attn_implementation: str = "auto"
+) -> PreTrainedModel:
+    """A LLaVA model (or, without `mm_vision_tower` in the config, a bare LLM in LLaVA's class) with its weights.
+
+    Strict: a missing or misshapen weight is an error that names it; an unexpected one is logged.
+    """
+    try:
+        model, info = llava_class(config.model_type).from_pretrained(
+            path,
+            config=config,
+            dtype=dtype or torch.float32,
+            attn_implementation=resolve_attention(attn_implementation),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that _check_coverage can say which, and both shapes
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"A weight file in {path} cannot be read ({error}). Was it cut short while copying?"
+        ) from error
+    _check_coverage(path, model, info)
+    return model
+
+
+def load_adapter_file(projector: torch.nn.Module, file: str | Path) -> None:
+    """Fill `projector` from a Stage-I `mm_projector.bin`, whose keys end in the projector's own after `mm_projector.`"""
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read as a LLaVA adapter file ({error}). Was it cut short?") from error
+    weights = {key.split("mm_projector.")[-1]: value for key, value in weights.items() if "mm_projector." in key}
+    expected = {key: tuple(value.shape) for key, value in projector.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    if found != expected:
+        different = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+        key = different[0]
+        raise ValueError(
+            f"{file} does not fit this tower and LLM: {key} is {found.get(key, 'missing')} in the file and "
+            f"{expected.get(key, 'not there')} in the model ({len(different)} of {len(expected)} tensors differ). "
+            "Was it trained with another --vision_tower, --mm_projector_type or LLM?"
+        )
+    projector.load_state_dict(weights)
+
+
+def _check_coverage(path: str, model: PreTrainedModel, info: Any) -> None:
+    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    if mismatched:
+        name, in_file, in_model = mismatched[0]
+        raise ValueError(
+            f"{path}: {len(mismatched)} weight(s) have the wrong shape, the first {name}: {tuple(in_file)} in the file, "
+            f"{tuple(in_model)} in the model. Does config.json belong to these weights?"
+        )
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} weight(s) of the model, the first {missing[0]}.")
+    if info["unexpected_keys"]:
+        logger.warning("%s: unused weights: %s", path, ", ".join(sorted(info["unexpected_keys"])))
+    logger.info("%s: loaded all %d tensors", path, len(model.state_dict()))
+
+
+def _looks_like_hub_id(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))

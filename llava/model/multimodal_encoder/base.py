@@ -1,0 +1,56 @@
+"""The contract between the host and a vision tower, on one page.
+
+P = patches of a micro-batch, N = images, D = tower width, p = patch size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class ImageProcessor(Protocol):
+    """Turns images into what its tower reads. Needs a config, no weights."""
+
+    def __call__(self, images: Any, force_resize: int | None = None) -> dict[str, Tensor]:
+        """`{"pixel_values": (P, 3·p·p) float32, "image_grid_thw": (N, 3) int64, patches per axis}`."""
+        ...
+
+    def num_visual_tokens(self, width: int, height: int) -> int:
+        """How many tokens the LLM sees for an image of this size in pixels."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, JSON-able; stored in a LLaVA checkpoint's config as `mm_image_processor`."""
+        ...
+
+
+class VisionTower(Protocol):
+    """A `torch.nn.Module`. Its weights stand under `.vision_tower`, hence LLaVA's `model.vision_tower.vision_tower.*`."""
+
+    hidden_size: int
+    patch_size: int
+    merge_size: int
+    config: Any  # has to_dict(); stored in a LLaVA checkpoint's config as `mm_vision_config`
+
+    def __call__(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """(P, 3·p·p), (N, 3) -> (P, D), the patches in the order in which they came."""
+        ...
+
+
+class TowerFactory(Protocol):
+    """What stands in `VISION_TOWERS`. `name` is a full tower name, `comp-siglip` or `comp-siglip:weights`."""
+
+    def build_tower(
+        self, name: str, *, config: dict[str, Any] | None = None, dtype: torch.dtype | None = None, **options: Any
+    ) -> VisionTower:
+        """Load the tower called `name`, or, with `config`, build that architecture for a checkpoint to fill."""
+        ...
+
+    def build_image_processor(
+        self, name: str, *, config: dict[str, Any] | None = None, **options: Any
+    ) -> ImageProcessor:
+        """The tower's image processor, or, with `config`, the one a checkpoint was trained with."""
+        ...

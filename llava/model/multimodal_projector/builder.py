@@ -1,0 +1,19 @@
+"""The projector registry: from tower features to the LLM's embedding space.
+
+A projector takes (P, D) and gives (P / merge, H); its attribute `merge` says how many patches become one visual token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from llava.registry import Registry
+
+PROJECTORS: Registry[Callable[[int, int, int], nn.Module]] = Registry("projector", "llava.projectors")
+
+
+def build_vision_projector(projector_type: str, vision_width: int, llm_width: int, merge_size: int) -> nn.Module:
+    """A fresh projector: `vision_width` = D, `llm_width` = H, `merge_size` = side of a visual token in patches."""
+    return PROJECTORS.get(projector_type)(vision_width, llm_width, merge_size)

@@ -1,0 +1,171 @@
+"""Every training flag: LLaVA's own names, CoMP's beside them, and the older names that scripts still use."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import transformers
+from transformers import HfArgumentParser
+
+logger = logging.getLogger(__name__)
+
+# Older names -> today's. The first five are the CoMP authors' release's, the last transformers'.
+RENAMED_FLAGS = {
+    "loss_weight": "alignment_weight",
+    "word_dist_path": "word_prior",
+    "embed_temp": "alignment_temperature",
+    "word_temp": "alignment_prior_temperature",
+    "word_eps": "alignment_epsilon",
+    "evaluation_strategy": "eval_strategy",
+}
+# LLaVA parses these and never reads them; scripts pass them all the same.
+UNREAD_FLAGS = ("lazy_preprocess", "is_multimodal")
+
+
+@dataclass
+class ModelArguments:
+    """The parts of the model, which of them train, and the auxiliary loss."""
+
+    model_name_or_path: str = field(metadata={"help": "LLM or LLaVA checkpoint to start from: folder or hub id."})
+    version: str = field(default="qwen_2_5", metadata={"help": "Conversation template (llava.conversation)."})
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "Tower name, or name:weights, e.g. comp-siglip:./my/siglip."}
+    )
+    vision_tower_pretrained: str | None = field(
+        default=None, metadata={"help": "The tower's starting weights; the same as the part after the colon."}
+    )
+    mm_projector_type: str = field(default="downsample_mlp", metadata={"help": "Projector (llava.projectors)."})
+    pretrain_mm_mlp_adapter: str | None = field(default=None, metadata={"help": "A Stage-I mm_projector.bin."})
+    mm_tunable_parts: str = field(
+        default="mm_mlp_adapter,mm_vision_tower,mm_language_model",
+        metadata={"help": "Comma list of the parts that train: mm_mlp_adapter, mm_vision_tower, mm_language_model."},
+    )
+    use_rope: bool | None = field(default=None, metadata={"help": "RoPE-2D in the tower; unset = the checkpoint's."})
+    position_embedding_kind: str | None = field(
+        default=None, metadata={"help": "learned | none; unset = the checkpoint's (Tab. 5)."}
+    )
+    position_interpolation: str | None = field(
+        default=None, metadata={"help": "bilinear | bicubic; unset = the checkpoint's."}
+    )
+    position_embedding_order: str | None = field(
+        default=None, metadata={"help": "block | raster; unset = the checkpoint's."}
+    )
+    use_alignment_loss: bool = field(default=False, metadata={"help": "Add CoMP's alignment loss (Sec. 2.3)."})
+    alignment_weight: float = field(default=0.05, metadata={"help": "Its weight α in the total."})
+    alignment_mode: str = field(default="prior_softmax", metadata={"help": "Target rule: prior_softmax | sinkhorn."})
+    alignment_row_strength: float = field(
+        default=1.0, metadata={"help": "sinkhorn only: 1 = the paper's equation, 0 = a plain softmax."}
+    )
+    alignment_temperature: float = field(default=0.005, metadata={"help": "τ, of the visual side's softmax."})
+    alignment_epsilon: float = field(default=0.005, metadata={"help": "ε, of the text side."})
+    alignment_prior_temperature: float = field(default=0.05, metadata={"help": "prior_softmax only: of the prior."})
+    word_prior: str | None = field(default=None, metadata={"help": "File made by python -m comp_patches.word_prior."})
+
+    def __post_init__(self):
+        if self.use_alignment_loss and self.word_prior is None:
+            raise ValueError(
+                "--use_alignment_loss needs --word_prior FILE. Make one with: python -m comp_patches.word_prior "
+                "--data_path MIXTURE --tokenizer MODEL --output FILE"
+            )
+
+    def tower_options(self) -> dict[str, Any]:
+        """The tower's own options that were set; the rest is the checkpoint's to say."""
+        names = ("use_rope", "position_embedding_kind", "position_interpolation", "position_embedding_order")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def alignment_options(self) -> dict[str, Any]:
+        """The options of the registered loss `alignment`."""
+        return {
+            "prior": self.word_prior,
+            "mode": self.alignment_mode,
+            "row_strength": self.alignment_row_strength,
+            "temperature": self.alignment_temperature,
+            "epsilon": self.alignment_epsilon,
+            "prior_temperature": self.alignment_prior_temperature,
+        }
+
+
+@dataclass
+class DataArguments:
+    """What is read, and how images and turns become tokens."""
+
+    data_path: str = field(metadata={"help": "LLaVA JSON, or a YAML mixture."})
+    image_folder: str | None = field(default=None, metadata={"help": "Folder that record paths are relative to."})
+    force_resize: str | None = field(
+        default=None,
+        metadata={
+            "help": "Squash every image to a square of this side in px; `pretrained` = the VFM's; none = native."
+        },
+    )
+    min_num_vistoken: int | None = field(default=None, metadata={"help": "Fewest visual tokens of an image."})
+    max_num_vistoken: int | None = field(default=None, metadata={"help": "Most visual tokens of an image."})
+    label_mask: str = field(default="answers", metadata={"help": "answers | llava (upstream's own mask)."})
+    max_bad_samples: float = field(
+        default=0.01, metadata={"help": "Abort when more than this share of the samples seen was bad."}
+    )
+
+    def __post_init__(self):
+        if self.force_resize in ("none", "None", "0", ""):
+            self.force_resize = None
+        if self.force_resize not in (None, "pretrained") and not self.force_resize.isdigit():
+            raise ValueError(f"--force_resize {self.force_resize!r}: expected a side in px, `pretrained` or `none`.")
+        if not 0 <= self.max_bad_samples <= 1:
+            raise ValueError(f"--max_bad_samples {self.max_bad_samples}: expected a share between 0 and 1.")
+
+    def processor_options(self) -> dict[str, Any]:
+        """The image processor's options that were set."""
+        resize = int(self.force_resize) if (self.force_resize or "").isdigit() else self.force_resize
+        options = {
+            "force_resize": resize,
+            "min_num_vistoken": self.min_num_vistoken,
+            "max_num_vistoken": self.max_num_vistoken,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' arguments with LLaVA's defaults and a learning rate per part."""
+
+    optim: str = field(default="adamw_torch")
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the model takes all keys."})
+    report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, ... or none."})
+    warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps that warm up."})
+    model_max_length: int = field(default=4096, metadata={"help": "Longest sample in tokens, visual ones included."})
+    mm_projector_lr: float | None = field(default=None, metadata={"help": "Of the adapter; unset = --learning_rate."})
+    mm_vision_tower_lr: float | None = field(default=None, metadata={"help": "Of the tower; unset = --learning_rate."})
+    group_by_modality_length: bool = field(default=False, metadata={"help": "Batches of one modality, like lengths."})
+    attn_implementation: str = field(default="auto", metadata={"help": "Of LLM: auto | sdpa | flash_attention_2."})
+
+    def __post_init__(self):
+        if self.warmup_ratio and not self.warmup_steps:
+            self.warmup_steps = self.warmup_ratio  # transformers reads a value below 1 as a share
+        super().__post_init__()
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Flags (default: the command line's) -> the three groups. Older names are renamed with one warning each."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    return parser.parse_args_into_dataclasses(args=_current_names(sys.argv[1:] if argv is None else argv))
+
+
+def _current_names(argv: list[str]) -> list[str]:
+    renamed: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            renamed.append(argument)
+        elif flag in UNREAD_FLAGS:
+            logger.warning("--%s is accepted for old scripts; nothing reads it.", flag)
+            if not equals:
+                next(arguments, None)
+        elif flag in RENAMED_FLAGS:
+            logger.warning("--%s is now --%s.", flag, RENAMED_FLAGS[flag])
+            renamed.append(f"--{RENAMED_FLAGS[flag]}{equals}{value}")
+        else:
+            renamed.append(argument)
+    return renamed

@@ -1,0 +1,112 @@
+"""transformers' Trainer with LLaVA's parameter groups, named losses and layout on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from llava.data.bad_samples import BadSampleLedger
+from llava.data.sampler import ModalityLengthSampler
+from llava.model.loading import ADAPTER_FILE, load_adapter_file
+from llava.train.checkpoints import save_adapter
+from llava.train.parts import parameter_groups
+
+
+class LLaVATrainer(Trainer):
+    """Trains the parts that require gradients; sums and logs whatever named losses the model returns.
+
+    Args:
+        learning_rates: per part that trains (`llava.train.parts`).
+        bad_samples: counts what the collator dropped, and aborts above its rate.
+    """
+
+    def __init__(self, *args: Any, learning_rates: dict[str, float], bad_samples: BadSampleLedger, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.learning_rates = learning_rates
+        self.bad_samples = bad_samples
+        self.adapter_only = list(learning_rates) == ["mm_mlp_adapter"]
+        self._named_sums: dict[str, Tensor] = {}
+        self._named_since = 0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            groups = parameter_groups(
+                model, self.learning_rates, self.args.weight_decay, set(self.get_decay_parameter_names(model))
+            )
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **kwargs)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self.args.group_by_modality_length:
+            return super()._get_train_sampler(dataset)
+        megabatch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return ModalityLengthSampler(dataset.modality_lengths, megabatch_size=megabatch, seed=self.args.seed)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """L = L_dec + Σ weight · auxiliary (METHOD §4).
+
+        L_dec is a mean over the supervised tokens of the whole batch, so its micro-batch shares simply add up; over
+        ranks they are summed too, against the averaging of gradients. An auxiliary loss is a mean per micro-batch, and
+        then over the micro-batches of a step.
+        """
+        self.bad_samples.update(inputs.pop("bad_samples"), num_seen=inputs.pop("num_samples"))
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        weights = self.accelerator.unwrap_model(model).auxiliary_weights
+        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        scales = {name: 1 / self.current_gradient_accumulation_steps for name in outputs.losses}
+        scales["decoding"] = ranks if num_items_in_batch is not None else scales["decoding"]
+        values = {name: scales[name] * value for name, value in outputs.losses.items()}
+        for name, value in values.items():
+            self._named_sums[name] = self._named_sums.get(name, 0.0) + value.detach()
+        loss = values["decoding"] + sum(weight * values[name] for name, weight in weights.items())
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.loss_is_scaled_for_ga = True  # compute_loss above has divided where a division is due
+        return super().training_step(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds every named loss, as a mean over the steps since the last log, to the Trainer's own values."""
+        steps = self.state.global_step - self._named_since
+        if "loss" in logs and self._named_sums and steps > 0:
+            names = sorted(self._named_sums)
+            sums = self.accelerator.reduce(torch.stack([self._named_sums[name] for name in names]), reduction="mean")
+            losses = {"decoding", *self.accelerator.unwrap_model(self.model).auxiliary_weights}
+            for name, value in zip(names, (sums / steps).tolist(), strict=True):
+                logs[f"loss_{name}" if name in losses else name] = value
+            self._named_sums, self._named_since = {}, self.state.global_step
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.adapter_only:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            save_adapter(self.model.state_dict() if state_dict is None else state_dict, self.model.config, folder)
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        adapter = Path(resume_from_checkpoint) / ADAPTER_FILE
+        if not self.adapter_only:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif os.path.isfile(adapter):
+            load_adapter_file((model or self.model).get_model().mm_projector, adapter)
+        self._named_since = _step_of(resume_from_checkpoint)
+
+
+def _step_of(checkpoint: str) -> int:
+    return int(checkpoint.rpartition("-")[2])

@@ -1,0 +1,215 @@
+"""One training stage: arguments -> model -> data -> trainer. The flags are in `arguments.py`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from llava.conversation import conv_templates
+from llava.data.bad_samples import BadSampleLedger, TooManyBadSamplesError
+from llava.data.collator import PackedCollator
+from llava.data.dataset import LLaVADataset
+from llava.data.mixture import load_records
+from llava.model.auxiliary_losses.builder import build_auxiliary_loss
+from llava.model.loading import load_adapter_file, load_config, load_weights
+from llava.model.multimodal_encoder.base import ImageProcessor
+from llava.model.multimodal_encoder.builder import build_image_processor, load_vision_tower, with_weights
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from llava.train.checkpoints import check_output_dir, last_complete_checkpoint
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.parts import parse_tunable_parts, set_tunable_parts
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command. A mistake in flags or files is one line on stderr and exit status 2."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        trainer, checkpoint = build_stage(*parse_arguments(argv))
+    except (ValueError, OSError) as error:
+        sys.exit(_one_line(error))
+    try:
+        run_stage(trainer, checkpoint)
+    except TooManyBadSamplesError as error:
+        sys.exit(_one_line(error))
+    if torch.distributed.is_initialized():  # else some backends abort after the work is done
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def build_stage(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> tuple[LLaVATrainer, str | None]:
+    """Everything that a stage needs, checked before the first step; and the checkpoint to continue from, if any."""
+    check_output_dir(training_args.output_dir)
+    parts = parse_tunable_parts(model_args.mm_tunable_parts)
+    if model_args.version not in conv_templates:
+        raise ValueError(f"--version {model_args.version!r} is unknown. Known: {', '.join(sorted(conv_templates))}.")
+    records = load_records(data_args.data_path, seed=training_args.seed)
+    set_seed(training_args.seed)
+    _start_deepspeed_on_cpu(training_args)
+
+    checkpoint = last_complete_checkpoint(training_args.output_dir)
+    model = load_model(model_args, data_args, training_args)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, training_args.model_max_length)
+    image_processor = build_image_processor(model.config.mm_vision_tower, config=model.config.mm_image_processor)
+    set_tunable_parts(model, parts)
+    record_in_config(model.config, model_args, training_args, tokenizer)
+    if model_args.use_alignment_loss:
+        loss = build_auxiliary_loss("alignment", vocab_size=model.config.vocab_size, **model_args.alignment_options())
+        model.add_auxiliary_loss("alignment", loss, model_args.alignment_weight)
+
+    dataset = LLaVADataset(
+        records,
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        image_folder=data_args.image_folder,
+        conversation=conv_templates[model_args.version],
+        label_mask=data_args.label_mask,
+        model_max_length=training_args.model_max_length,
+        align_text=model_args.use_alignment_loss,
+    )
+    trainer = LLaVATrainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset,
+        data_collator=PackedCollator(image_processor.patch_dim),
+        processing_class=tokenizer,
+        learning_rates=learning_rates(parts, training_args),
+        bad_samples=BadSampleLedger(data_args.max_bad_samples),
+    )
+    if trainer.args.should_save:
+        write_resolved_arguments(training_args.output_dir, model_args, data_args, training_args)
+    return trainer, checkpoint
+
+
+def run_stage(trainer: LLaVATrainer, checkpoint: str | None) -> None:
+    """Train to the end, then save the model and the trainer's history into the output folder."""
+    if checkpoint is not None:
+        logger.info("Continuing from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.bad_samples.log_summary()
+    trainer.save_state()
+    trainer.save_model()
+
+
+def load_model(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Any:
+    """The LLM or LLaVA checkpoint with tower and adapter.
+
+    From a bare LLM the tower comes from `--vision_tower` and the adapter is fresh (or `--pretrain_mm_mlp_adapter`'s).
+    A LLaVA checkpoint brings its own tower, weights included: `--vision_tower` must then name the same one.
+    """
+    config = load_config(model_args.model_name_or_path)
+    name = (
+        with_weights(model_args.vision_tower, model_args.vision_tower_pretrained) if model_args.vision_tower else None
+    )
+    has_tower = getattr(config, "mm_vision_tower", None) is not None
+    if has_tower:
+        if name is not None and name.partition(":")[0] != config.mm_vision_tower.partition(":")[0]:
+            raise ValueError(
+                f"--vision_tower {name}, but {model_args.model_name_or_path} was trained with {config.mm_vision_tower}."
+            )
+        config.mm_vision_config |= model_args.tower_options()
+        config.mm_image_processor |= processor_config(config.mm_vision_tower, config.mm_vision_config, data_args)
+    elif name is None:
+        raise ValueError(f"--vision_tower is missing, and {model_args.model_name_or_path} holds no tower of its own.")
+    dtype = torch.bfloat16 if training_args.bf16 and not training_args.use_cpu else torch.float32
+    model = load_weights(
+        model_args.model_name_or_path, config, dtype=dtype, attn_implementation=training_args.attn_implementation
+    )
+    if not has_tower:
+        attach_fresh_vision(model, name, model_args, data_args, dtype)
+    elif model_args.pretrain_mm_mlp_adapter:
+        load_adapter_file(model.get_model().mm_projector, model_args.pretrain_mm_mlp_adapter)
+    return model
+
+
+def attach_fresh_vision(
+    model: Any, name: str, model_args: ModelArguments, data_args: DataArguments, dtype: torch.dtype
+) -> None:
+    """Tower with its pre-trained weights, adapter fresh or from a Stage-I file."""
+    tower = load_vision_tower(name, dtype=dtype, **model_args.tower_options())
+    projector = build_vision_projector(
+        model_args.mm_projector_type, tower.hidden_size, model.config.hidden_size, tower.merge_size
+    )
+    if model_args.pretrain_mm_mlp_adapter:
+        load_adapter_file(projector, model_args.pretrain_mm_mlp_adapter)
+    vision_config = tower.config.to_dict()
+    model.get_model().attach_vision_modules(
+        tower,
+        projector.to(dtype),
+        mm_vision_tower=name,
+        mm_vision_config=vision_config,
+        mm_image_processor=processor_config(name, vision_config, data_args),
+        mm_projector_type=model_args.mm_projector_type,
+        mm_hidden_size=tower.hidden_size,
+        mm_base_model=model_args.model_name_or_path,
+    )
+
+
+def processor_config(name: str, vision_config: dict[str, Any], data_args: DataArguments) -> dict[str, Any]:
+    """The image processor of a run, as it is stored in the model's config."""
+    processor: ImageProcessor = build_image_processor(name, **data_args.processor_options())
+    return processor.to_dict()
+
+
+def load_tokenizer(path: str, model_max_length: int) -> PreTrainedTokenizerBase:
+    """The LLM's tokenizer, padding (where anything still pads) on the right."""
+    return AutoTokenizer.from_pretrained(path, model_max_length=model_max_length, padding_side="right")
+
+
+def learning_rates(parts: list[str], args: TrainingArguments) -> dict[str, float]:
+    """Part -> learning rate, for the parts that train."""
+    own = {"mm_mlp_adapter": args.mm_projector_lr, "mm_vision_tower": args.mm_vision_tower_lr}
+    return {part: args.learning_rate if own.get(part) is None else own[part] for part in parts}
+
+
+def record_in_config(
+    config: Any, model_args: ModelArguments, training_args: TrainingArguments, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """LLaVA's config keys about training, and the template by which a chat must talk to the model."""
+    config.use_mm_proj = True
+    config.mm_use_im_start_end = config.mm_use_im_patch_token = False
+    config.mm_tunable_parts = model_args.mm_tunable_parts
+    config.mm_projector_lr = training_args.mm_projector_lr
+    config.mm_vision_tower_lr = training_args.mm_vision_tower_lr
+    config.mm_conversation_template = model_args.version
+    config.tokenizer_padding_side = tokenizer.padding_side
+    config.tokenizer_model_max_length = training_args.model_max_length
+
+
+def write_resolved_arguments(folder: str, model_args: Any, data_args: Any, training_args: TrainingArguments) -> None:
+    """`resolved_arguments.json`: every value this stage runs with, written atomically."""
+    os.makedirs(folder, exist_ok=True)
+    resolved = {"model": asdict(model_args), "data": asdict(data_args), "training": training_args.to_sanitized_dict()}
+    temporary = Path(folder) / ".resolved_arguments.json.tmp"
+    temporary.write_text(json.dumps(resolved, indent=2, default=str))
+    os.replace(temporary, Path(folder) / "resolved_arguments.json")
+
+
+def _start_deepspeed_on_cpu(args: TrainingArguments) -> None:
+    """accelerate starts torch.distributed on the CPU but not deepspeed.comm, without which zero.Init sees one rank."""
+    if args.deepspeed and args.use_cpu:
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
+
+
+def _one_line(error: Exception) -> str:
+    return "error: " + " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()
