@@ -20,7 +20,6 @@ EVERY_STAGE=(
   --min_num_vistoken 4
   --gradient_checkpointing True
   --group_by_modality_length True
-  --lazy_preprocess True
   --dataloader_num_workers 8
   --logging_steps 1
   --save_strategy steps --save_steps 1000 --save_total_limit 1

@@ -22,7 +22,6 @@ EVERY_STAGE=(
   --model_max_length 512
   --gradient_checkpointing False
   --group_by_modality_length True
-  --lazy_preprocess True
   --dataloader_num_workers 0
   --logging_steps 5
   --save_strategy steps --save_steps 50 --save_total_limit 1
@@ -32,13 +31,9 @@ EVERY_STAGE=(
 WHOLE_MODEL=mm_vision_tower,mm_mlp_adapter,mm_language_model
 ALIGNMENT=(--use_alignment_loss True --alignment_weight 0.05 --word_prior "$WORD_PRIOR")
 
-# The data are drawn into a folder that gets its name only when they are complete.
-prepare_data() {
-  [[ ! -e $DATA_ROOT ]] || return 0
+prepare_data() { # The folder gets its name only when it is complete, so an interrupted run leaves nothing half-made.
   say "drawing the playground's data into $DATA_ROOT"
-  rm -rf -- "$DATA_ROOT.partial"
-  "$PYTHON" -m playground.make_data --output "$DATA_ROOT.partial"
-  mv "$DATA_ROOT.partial" "$DATA_ROOT"
+  "$PYTHON" -m playground.make_data --output "$DATA_ROOT"
 }
 
 recipe_stage1() {

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained model and a report: sets up, trains CoMP's stages on the embedded default, evaluates.
+#   bash scripts/quickstart.sh                       about 20 minutes on two CPU cores
+#   PRESET=comp_1b_siglip bash scripts/quickstart.sh          the paper's recipe instead (GPUs, data: docs/data.md)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/shell.sh
+source scripts/setup.sh
+
+export PRESET=${PRESET:-embedded}
+ensure_environment train,playground
+bash scripts/comp/train_all.sh "$@"
