@@ -1,0 +1,93 @@
+"""Helpers that training, chat and evaluation share. T = tokens of one sample, N = its images."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+
+def bos_prefix(tokenizer) -> list[int]:
+    """What the tokenizer puts before every text: its BOS id, or nothing."""
+    ids = tokenizer("").input_ids
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def tokenize_pieces(text: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX) -> list[int]:
+    """The ids of `text` without BOS or EOS, one `image_token_index` per `<image>`."""
+    ids: list[int] = []
+    for number, piece in enumerate(text.split(DEFAULT_IMAGE_TOKEN)):
+        if number:
+            ids.append(image_token_index)
+        if piece:
+            ids += tokenizer(piece, add_special_tokens=False).input_ids
+    return ids
+
+
+def tokenizer_image_token(
+    prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
+) -> list[int] | Tensor:
+    """The prompt's ids with a single BOS (if the tokenizer adds one) and one `image_token_index` per `<image>`.
+
+    Args:
+        return_tensors: "pt" for an int64 tensor (T,), None for a list.
+    """
+    if return_tensors not in (None, "pt"):
+        raise ValueError(f"return_tensors={return_tensors!r} is not supported. Use 'pt' or None.")
+    ids = bos_prefix(tokenizer) + tokenize_pieces(prompt, tokenizer, image_token_index)
+    return torch.tensor(ids, dtype=torch.long) if return_tensors else ids
+
+
+def expand_placeholders(
+    input_ids: Tensor, labels: Tensor | None, tokens_per_image: Sequence[int] | Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Widen each image's one IMAGE_TOKEN_INDEX to one per visual token. The only place where this is done.
+
+    With tokens_per_image = [3]:  a -200 b  ->  a -200 -200 -200 b.  No visual token is ever supervised.
+
+    Args:
+        input_ids: (T,) int64.
+        labels: (T,) int64, unshifted, or None.
+        tokens_per_image: (N,) visual tokens of each image, in the order of the placeholders.
+
+    Returns:
+        Both, widened.
+    """
+    is_image = input_ids == IMAGE_TOKEN_INDEX
+    num_placeholders = int(is_image.sum())
+    if num_placeholders != len(tokens_per_image):
+        raise ValueError(
+            f"the text holds {num_placeholders} {DEFAULT_IMAGE_TOKEN}, but there are {len(tokens_per_image)} image(s). "
+            f"Every image needs one {DEFAULT_IMAGE_TOKEN} in the text, at its place."
+        )
+    repeats = torch.ones_like(input_ids)
+    repeats[is_image] = torch.as_tensor(tokens_per_image, dtype=repeats.dtype, device=repeats.device)
+    if labels is not None:
+        labels = labels.masked_fill(is_image, IGNORE_INDEX).repeat_interleave(repeats)
+    return input_ids.repeat_interleave(repeats), labels
+
+
+def load_image(path: str | os.PathLike) -> Image.Image:
+    """Read an image file whole, turned upright by its EXIF tag; the mode is left as it is for the image processor.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read as an image: another format, cut short, or too large to be decoded safely.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"image file not found: {path}")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more
+        raise ValueError(f"cannot read image {path}: {error or type(error).__name__}") from error
+
+
+def get_model_name_from_path(model_path: str | os.PathLike) -> str:
+    """The last part of the path; `RUN/checkpoint-N` becomes `RUN_checkpoint-N`."""
+    parts = os.fspath(model_path).rstrip("/").split("/")
+    return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
