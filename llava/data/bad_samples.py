@@ -1,0 +1,63 @@
+"""Samples that cannot be trained on: told apart, counted, logged, never replaced by another.
+
+A bad sample leaves its slot in the micro-batch empty. The dataset returns a `BadSample` for it (maybe in a worker
+process), the collator passes it on with the batch, and the trainer's `BadSampleLedger` counts it in the main process.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+FIRST_SAMPLES = 1000  # as long as fewer were seen, the share is taken of so many: one early bad sample proves nothing
+
+
+class BadSampleError(ValueError):
+    """This record cannot be made into a sample; the others may well be."""
+
+
+class TooManyBadSamplesError(ValueError):
+    """The share of bad samples is above `--max_bad_samples`."""
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """What stands in a bad sample's slot."""
+
+    id: str
+    reason: str
+
+
+class BadSampleLedger:
+    """Counts the bad samples of a run and ends it when their share is above what is allowed.
+
+    Args:
+        max_bad_samples: Allowed share, 0 to 1 (`--max_bad_samples`).
+        dataset_size: Samples in an epoch.
+    """
+
+    def __init__(self, max_bad_samples: float, dataset_size: int) -> None:
+        if not 0 <= max_bad_samples <= 1:
+            raise ValueError(f"max_bad_samples={max_bad_samples} is no share: expected a number from 0 to 1.")
+        self.max_bad_samples = max_bad_samples
+        self.num_seen = 0
+        self.num_bad = 0
+        self._least_seen = min(FIRST_SAMPLES, dataset_size)
+
+    def update(self, bad_samples: Sequence[BadSample], *, num_seen: int) -> None:
+        """Take in a micro-batch of `num_seen` samples, `bad_samples` among them."""
+        self.num_seen += num_seen
+        for bad in bad_samples:
+            self.num_bad += 1
+            logger.warning("skipped bad sample %s: %s", bad.id, bad.reason)
+        if bad_samples and self.num_bad > self.max_bad_samples * max(self.num_seen, self._least_seen):
+            raise TooManyBadSamplesError(
+                f"{self.num_bad} of the first {self.num_seen} samples are bad, more than max_bad_samples="
+                f"{self.max_bad_samples:g} allows. The last is {bad_samples[-1].id}: {bad_samples[-1].reason}. "
+                "Mend the data, or raise --max_bad_samples."
+            )
+
+    def log_summary(self) -> None:
+        """One line for the end of the run."""
+        logger.info("%d of %d samples were bad and skipped", self.num_bad, self.num_seen)
