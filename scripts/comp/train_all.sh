@@ -7,6 +7,6 @@ load_preset
 for stage in "${STAGES[@]}"; do
   bash "scripts/comp/$stage.sh" "$@"
 done
-if [[ -n ${AFTER_TRAINING:-} ]] && main_node && ! dry_run; then
+if [[ -n ${AFTER_TRAINING:-} ]] && main_node && ! dry_run; then # DRY_RUN prints the trainings, nothing else.
   bash "$AFTER_TRAINING"
 fi
