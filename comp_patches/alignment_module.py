@@ -1,0 +1,102 @@
+"""The alignment loss as a module that a host calls: it pools, it keeps the prior, and it names its values.
+
+T = visual tokens of the micro-batch, S = samples, H = LLM width, V = vocabulary.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from comp_patches.alignment_loss import MODES, alignment_loss_and_targets
+from comp_patches.word_prior import fit_prior, load_prior
+
+
+class AlignmentLoss(nn.Module):
+    """Pools a sample's visual tokens over all its images and compares them with its text. No weights of its own.
+
+    Args:
+        prior: file made by `python -m comp_patches.word_prior`, or None for a uniform prior.
+        temperature, epsilon, iterations, mode, row_strength, prior_temperature: as in `alignment_loss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        prior: str | None = None,
+        temperature: float = 0.005,
+        epsilon: float = 0.005,
+        iterations: int = 3,
+        mode: str = "prior_softmax",
+        row_strength: float = 1.0,
+        prior_temperature: float = 0.05,
+    ):
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"Alignment mode {mode!r} is unknown (--alignment_mode). Known: {', '.join(MODES)}.")
+        self.options = {
+            "temperature": temperature,
+            "epsilon": epsilon,
+            "iterations": iterations,
+            "mode": mode,
+            "row_strength": row_strength,
+            "prior_temperature": prior_temperature,
+        }
+        # Not a buffer: casting the model to bf16 must not round it, and meta initialisation must not lose it.
+        self._file_prior = None if prior is None else load_prior(prior)
+        self._prior: Tensor | None = None
+
+    def forward(
+        self,
+        visual_tokens: Tensor,
+        visual_sample: Tensor,
+        text_features: Tensor,
+        text_valid: Tensor,
+        word_embeddings: Tensor,
+        num_samples: int,
+    ) -> dict[str, Tensor]:
+        """The loss under its name; beside it, detached, how spread out the targets are and how many samples took part.
+
+        Args:
+            visual_tokens: (T, H), the adapter's output.
+            visual_sample: (T,) int64, the sample each token belongs to.
+            text_features: (S, H), not normalised.
+            text_valid: (S,) bool, False where a sample has no text.
+            word_embeddings: (V, H).
+            num_samples: S.
+        """
+        visual, tokens_per_sample = pool_by_sample(visual_tokens, visual_sample, num_samples)
+        valid = text_valid & (tokens_per_sample > 0)
+        loss, target = alignment_loss_and_targets(
+            visual,
+            text_features,
+            word_embeddings,
+            self._prior_for(word_embeddings),
+            valid=valid,
+            group=self._group(),
+            **self.options,
+        )
+        entropy = torch.special.entr(target).sum(dim=-1).masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
+        return {"alignment": loss, "alignment_target_entropy": entropy, "alignment_samples": valid.sum()}
+
+    def _prior_for(self, word_embeddings: Tensor) -> Tensor | None:
+        if self._file_prior is None:
+            return None
+        if self._prior is None or self._prior.device != word_embeddings.device:
+            self._prior = fit_prior(self._file_prior, word_embeddings.shape[0]).to(word_embeddings.device)
+        return self._prior
+
+    def _group(self) -> dist.ProcessGroup | None:
+        """All processes while training: the loss is the global micro-batch's. Every process calls every time."""
+        if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return dist.group.WORLD
+        return None
+
+
+def pool_by_sample(visual_tokens: Tensor, visual_sample: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+    """F_v (Eq. 5): the mean of each sample's tokens in float32, (S, H), and their number (S,). No tokens: zeros."""
+    dtype = torch.promote_types(visual_tokens.dtype, torch.float32)
+    sums = torch.zeros(num_samples, visual_tokens.shape[-1], dtype=dtype, device=visual_tokens.device)
+    sums = sums.index_add(0, visual_sample, visual_tokens.to(dtype))
+    counts = torch.zeros(num_samples, dtype=dtype, device=visual_tokens.device)
+    counts = counts.index_add(0, visual_sample, torch.ones_like(visual_sample, dtype=dtype))
+    return sums / counts.clamp(min=1)[:, None], counts

@@ -1,0 +1,61 @@
+"""Count the words of a data mixture's answers: `python -m comp_patches.word_prior`."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from comp_patches.word_prior import save_counts
+
+TEXTS_AT_A_TIME = 1000
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, count, write."""
+    parser = argparse.ArgumentParser(prog="python -m comp_patches.word_prior", description=__doc__)
+    parser.add_argument("--data_path", required=True, help="LLaVA JSON, or the YAML mixture of Stage II")
+    parser.add_argument("--tokenizer", required=True, help="folder or hub id of the LLM's tokenizer")
+    parser.add_argument("--output", required=True, help="safetensors file to write")
+    options = parser.parse_args(arguments)
+    try:
+        run(options.data_path, options.tokenizer, options.output)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(data_path: str, tokenizer_name: str, output: str) -> None:
+    """Read the mixture's records, count their answers' tokens, save the counts."""
+    from rich.progress import track
+    from transformers import AutoTokenizer
+
+    from llava.data.mixture import load_records
+
+    records = load_records(data_path)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+    answers = answers_of(track(records, description="counting words"))
+    counts = count_tokens(answers, tokenizer, vocab_size)
+    save_counts(output, counts, tokenizer=tokenizer_name, source=data_path)
+    seen = int((counts > 0).sum())
+    print(f"{output}: {int(counts.sum())} tokens, {seen} of {vocab_size} words seen")  # noqa: T201
+
+
+def answers_of(records: Iterable[dict]) -> Iterator[str]:
+    """The text of every answer in LLaVA records."""
+    for record in records:
+        for turn in record.get("conversations", ()):
+            if turn["from"] == "gpt":
+                yield turn["value"]
+
+
+def count_tokens(texts: Iterable[str], tokenizer, vocab_size: int) -> Tensor:
+    """(vocab_size,) int64: how often each token occurs in the texts, no special tokens added."""
+    counts = torch.zeros(vocab_size, dtype=torch.int64)
+    texts = iter(texts)
+    while batch := list(islice(texts, TEXTS_AT_A_TIME)):
+        for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
+            counts += torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=vocab_size)
+    return counts

@@ -1,0 +1,175 @@
+"""PIL image -> patches in block order, at the image's own resolution (CoMP 2.1).
+
+P = patches of all images, N = images, p = patch size in pixels, m = merge_size. Equal to transformers'
+`Qwen2VLImageProcessorPil` with temporal_patch_size=1 at the same bounds, wherever that one accepts the image.
+"""
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from comp_patches.grid import native_grid, num_tokens, two_step_grids
+
+# Pillow refuses to open anything above this unless told otherwise; an image handed over open is held to the same.
+MAX_IMAGE_PIXELS = 178_956_970
+
+
+class NativeImageProcessor:
+    """Resize, normalise and cut images into patches.
+
+    Args:
+        patch_size: p.
+        merge_size: side of a block; 1 gives raster order.
+        min_num_vistoken: fewest visual tokens of an image.
+        max_num_vistoken: most visual tokens of an image.
+        image_mean: per channel, of values in [0, 1].
+        image_std: per channel.
+        force_resize: squash every image to this many pixels square before the grid rule; None keeps it native.
+        two_step_resize: resize twice as the release does (other grid for one photo in 8).
+        max_image_pixels: larger images are refused before they are decoded.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: int,
+        merge_size: int = 2,
+        min_num_vistoken: int = 4,
+        max_num_vistoken: int = 1024,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        force_resize: int | None = None,
+        two_step_resize: bool = False,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+    ):
+        self.patch_size = patch_size
+        self.merge_size = merge_size
+        self.min_num_vistoken = min_num_vistoken
+        self.max_num_vistoken = max_num_vistoken
+        self.image_mean = tuple(image_mean)
+        self.image_std = tuple(image_std)
+        self.force_resize = _checked_side(force_resize)
+        self.two_step_resize = two_step_resize
+        self.max_image_pixels = max_image_pixels
+        self._normalised = _normalisation_table(self.image_mean, self.image_std)
+        self.num_visual_tokens(1, 1)  # refuses bounds that leave no grid now, not at the first image
+
+    def __call__(
+        self, images: Image.Image | Sequence[Image.Image], force_resize: int | None = None
+    ) -> dict[str, Tensor]:
+        """Patches of one image or several, back to back.
+
+        Returns:
+            pixel_values (P, 3*p*p) float32, a patch flattened as (C, p, p); image_grid_thw (N, 3) int64 in patches.
+        """
+        images = [images] if isinstance(images, Image.Image) else images
+        patches, grids = [], []
+        for image in images:
+            pixels = np.asarray(self._resize(self._to_rgb(image), _checked_side(force_resize) or self.force_resize))
+            patches.append(self._normalise(_cut(pixels, self.patch_size, self.merge_size)))
+            grids.append((1, pixels.shape[0] // self.patch_size, pixels.shape[1] // self.patch_size))
+        empty = np.empty((0, 3 * self.patch_size**2), dtype=np.float32)
+        return {
+            "pixel_values": torch.from_numpy(np.concatenate(patches) if patches else empty),
+            "image_grid_thw": torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
+        }
+
+    def num_visual_tokens(self, width: int, height: int) -> int:
+        """Visual tokens that an image of this size becomes; nothing is opened or resized."""
+        if self.force_resize:
+            width = height = self.force_resize
+        return num_tokens(*self._grids(width, height)[-1], self.merge_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values."""
+        values = {name: getattr(self, name) for name in _arguments()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "NativeImageProcessor":
+        """Read `to_dict`'s result; an unknown key is an error."""
+        for name in values:
+            if name not in _arguments():
+                nearest = difflib.get_close_matches(name, _arguments(), n=1)
+                hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+                raise ValueError(
+                    f"{name!r} is no option of the image processor.{hint} Known: {', '.join(_arguments())}."
+                )
+        return cls(**values)
+
+    def _grids(self, width: int, height: int) -> tuple[tuple[int, int], ...]:
+        """(rows, cols) of each resize; the last is the image's grid."""
+        bounds = {
+            "patch_size": self.patch_size,
+            "merge_size": self.merge_size,
+            "min_num_vistoken": self.min_num_vistoken,
+            "max_num_vistoken": self.max_num_vistoken,
+        }
+        if self.two_step_resize:
+            return two_step_grids(width, height, **bounds)
+        return (native_grid(width, height, **bounds),)
+
+    def _resize(self, image: Image.Image, force_resize: int | None) -> Image.Image:
+        if force_resize:
+            image = image.resize((force_resize, force_resize), Image.Resampling.BICUBIC)
+        for rows, cols in self._grids(*image.size):
+            image = image.resize((cols * self.patch_size, rows * self.patch_size), Image.Resampling.BICUBIC)
+        return image
+
+    def _to_rgb(self, image: Image.Image) -> Image.Image:
+        if image.width * image.height > self.max_image_pixels:
+            raise ValueError(
+                f"An image of {image.width}x{image.height} pixels is above the limit of {self.max_image_pixels} pixels "
+                "(max_image_pixels), which guards against decompression bombs."
+            )
+        return to_rgb(image)
+
+    def _normalise(self, patches: np.ndarray) -> np.ndarray:
+        """(P, 3, p*p) uint8 -> (P, 3*p*p) float32: a byte has 256 values a channel, so each is computed once."""
+        normalised = np.empty(patches.shape, dtype=np.float32)
+        for channel, table in enumerate(self._normalised):
+            normalised[:, channel] = table[patches[:, channel]]
+        return normalised.reshape(len(patches), -1)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as it looks to a person on white paper: EXIF rotation, palette, alpha, 16 bits, CMYK, grey."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
+        values = np.asarray(image).astype(np.int64)
+        values = values >> 8 if values.size and values.max() > 255 else values
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _cut(pixels: np.ndarray, patch_size: int, merge_size: int) -> np.ndarray:
+    """(height, width, 3) -> (P, 3, p*p) in block order: blocks row by row, and the patches of a block row by row."""
+    rows, cols = pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
+    blocks = pixels.reshape(rows // merge_size, merge_size, patch_size, cols // merge_size, merge_size, patch_size, 3)
+    return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * cols, 3, patch_size**2)
+
+
+def _normalisation_table(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """(3, 256) float32, (value / 255 - mean) / std; the product in float64, as transformers rounds it."""
+    scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
+    return (scaled - np.array(mean, dtype=np.float32)[:, None]) / np.array(std, dtype=np.float32)[:, None]
+
+
+def _checked_side(force_resize: int | None) -> int | None:
+    if force_resize is not None and (not isinstance(force_resize, int) or force_resize < 1):
+        raise ValueError(f"force_resize={force_resize!r} must be a number of pixels, at least 1, or None for native.")
+    return force_resize
+
+
+def _arguments() -> list[str]:
+    return list(inspect.signature(NativeImageProcessor).parameters)

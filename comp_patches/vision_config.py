@@ -1,0 +1,92 @@
+"""The description of a packed vision transformer: architecture, the method's switches, and what its images need."""
+
+import difflib
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from comp_patches.position_embedding import INTERPOLATIONS
+
+MODEL_TYPE = "comp_vision"  # namespaced, so that it never collides with a VFM's own
+
+_CHOICES = {
+    "position_embedding_kind": ("learned", "none"),
+    "position_embedding_order": ("block", "raster"),
+    "position_interpolation": INTERPOLATIONS,
+    "rope_dtype": ("float32", "bfloat16"),
+}
+
+
+@dataclass(frozen=True)
+class VisionTransformerConfig:
+    """One VFM as an instance of the packed transformer. Defaults are the method's (METHOD 1)."""
+
+    # Architecture: what the weights fix.
+    family: str  # the original's model_type prefix: "siglip"
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    patch_size: int
+    image_size: int  # pre-training size in pixels
+    position_grid: tuple[int, int]  # rows and columns of the learned table
+    layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu_pytorch_tanh"
+    # The method's switches.
+    merge_size: int = 2  # side of a block; 1 = raster order, any grid
+    use_rope: bool = True
+    rope_theta: float = 10000.0
+    rope_dtype: str = "float32"
+    position_embedding_kind: str = "learned"
+    position_interpolation: str = "bilinear"
+    position_embedding_order: str = "block"
+    attn_implementation: str = "auto"
+    # What the VFM's images need.
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    model_type: str = MODEL_TYPE
+
+    def __post_init__(self) -> None:
+        for name in ("position_grid", "image_mean", "image_std"):  # lists when they come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown. Known: {', '.join(choices)}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        if self.use_rope and self.head_dim % 4:
+            raise ValueError(
+                f"RoPE-2D needs a head width that is a multiple of 4, but hidden_size={self.hidden_size} over "
+                f"{self.num_attention_heads} heads is {self.head_dim}. Set use_rope=False for this tower."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "VisionTransformerConfig":
+        """Read `to_dict`'s result; an unknown key is an error."""
+        if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+            raise ValueError(f"Expected a config of model_type {MODEL_TYPE!r}, found {values['model_type']!r}.")
+        _refuse_unknown(values)
+        return cls(**values)
+
+    def with_overrides(self, overrides: dict[str, Any]) -> "VisionTransformerConfig":
+        """This config with some fields replaced. None leaves a field as it is; an unknown name is an error."""
+        _refuse_unknown(overrides)
+        return replace(self, **{name: value for name, value in overrides.items() if value is not None})
+
+
+def _refuse_unknown(values: dict[str, Any]) -> None:
+    known = [field.name for field in fields(VisionTransformerConfig)]
+    for name in values:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"{name!r} is no field of a vision tower's config.{hint} Known: {', '.join(known)}.")

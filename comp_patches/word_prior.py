@@ -1,0 +1,66 @@
+"""Word counts -> the prior of the alignment loss (METHOD 4), and the file that keeps it.
+
+p_i = max(n_i, 1) / sum_j max(n_j, 1) over the tokenizer's ids; n_i counts token i in the answers of the training data.
+Made by `python -m comp_patches.word_prior --data_path mix.yaml --tokenizer ID --output prior.safetensors`.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from comp_patches.checkpoint import write_atomically
+
+# A model's table of word embeddings is padded to a round number of rows: Qwen2.5 has 151 936 for 151 665 ids. More
+# than this many rows without a word means that the prior was counted with another tokenizer.
+MAX_PADDING_ROWS = 512
+
+
+def prior_from_counts(counts: Tensor) -> Tensor:
+    """(V,) counts -> (V,) float32 that sums to 1; a word never seen counts as seen once."""
+    seen = counts.to(torch.float64).clamp(min=1)
+    return (seen / seen.sum()).float()
+
+
+def fit_prior(prior: Tensor, vocab_size: int) -> Tensor:
+    """The prior over a model's vocabulary: rows beyond the tokenizer's ids are no words and get exactly 0."""
+    padding_rows = vocab_size - len(prior)
+    if not 0 <= padding_rows <= MAX_PADDING_ROWS:
+        raise ValueError(
+            f"The word prior covers {len(prior)} tokens, but the model has {vocab_size} word embeddings. It was "
+            "counted with another tokenizer: make it again with python -m comp_patches.word_prior --tokenizer MODEL."
+        )
+    return torch.nn.functional.pad(prior, (0, padding_rows))
+
+
+def save_counts(path: str | Path, counts: Tensor, *, tokenizer: str, source: str) -> None:
+    """Write (V,) counts, with what they were counted from."""
+    metadata = {"tokenizer": tokenizer, "vocab_size": str(len(counts)), "source": source}
+    tensors = {"counts": counts.to(torch.int64)}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), lambda file: save_file(tensors, file, metadata=metadata))
+
+
+def load_counts(path: str | Path) -> tuple[Tensor, dict[str, str]]:
+    """Counts (V,) int64 and the metadata that `save_counts` wrote."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return file.get_tensor("counts"), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"--word_prior {path} cannot be read ({error}). "
+            "Make it with: python -m comp_patches.word_prior --data_path MIX --tokenizer MODEL --output FILE"
+        ) from error
+
+
+def load_prior(path: str | Path) -> Tensor:
+    """The prior (V,) float32 over the tokenizer's ids that a file of counts stands for."""
+    return prior_from_counts(load_counts(path)[0])
+
+
+if __name__ == "__main__":
+    from comp_patches.commands.word_prior import main
+
+    main()
