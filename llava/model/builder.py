@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from llava.model.loading import ADAPTER_FILE, load_adapter_file, load_config, load_weights
-from llava.model.multimodal_encoder.builder import build_image_processor, load_vision_tower
+from llava.model.multimodal_encoder.builder import checkpoint_image_processor, load_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def load_pretrained_model(
         model = load_weights(model_path, config, dtype=torch_dtype, attn_implementation=attn_implementation)
     image_processor = None
     if getattr(config, "mm_vision_tower", None):
-        image_processor = build_image_processor(config.mm_vision_tower, config=config.mm_image_processor)
+        image_processor = checkpoint_image_processor(config)
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     return tokenizer, model.to(device).eval(), image_processor, context_length(config)
 

@@ -35,7 +35,8 @@ def decoding_loss(
             total = total + checkpoint(_summed_cross_entropy, hidden, lm_head, target, use_reentrant=False)
         else:
             total = total + _summed_cross_entropy(hidden, lm_head, target)
-    return total / (max(len(rows), 1) if num_items_in_batch is None else num_items_in_batch)
+    count = len(rows) if num_items_in_batch is None else num_items_in_batch
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)  # a batch of bad samples alone has none
 
 
 def _summed_cross_entropy(hidden: Tensor, lm_head: nn.Module, target: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def load_weights(
 
 
 def load_adapter_file(projector: torch.nn.Module, file: str | Path) -> None:
-    """Fill `projector` from a Stage-I `mm_projector.bin`, whose keys end in the projector's own after `mm_projector.`"""
+    """Fill `projector` from a Stage-I `mm_projector.bin`; its own keys follow `mm_projector.` in the file's."""
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -96,8 +96,8 @@ def _check_coverage(path: str, model: PreTrainedModel, info: Any) -> None:
     if mismatched:
         name, in_file, in_model = mismatched[0]
         raise ValueError(
-            f"{path}: {len(mismatched)} weight(s) have the wrong shape, the first {name}: {tuple(in_file)} in the file, "
-            f"{tuple(in_model)} in the model. Does config.json belong to these weights?"
+            f"{path}: {len(mismatched)} weight(s) have the wrong shape, the first {name}: {tuple(in_file)} in the "
+            f"file, {tuple(in_model)} in the model. Does config.json belong to these weights?"
         )
     if missing:
         raise ValueError(f"{path} lacks {len(missing)} weight(s) of the model, the first {missing[0]}.")

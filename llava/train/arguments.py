@@ -54,7 +54,7 @@ class ModelArguments:
         default=None, metadata={"help": "block | raster; unset = the checkpoint's."}
     )
     use_alignment_loss: bool = field(default=False, metadata={"help": "Add CoMP's alignment loss (Sec. 2.3)."})
-    alignment_weight: float = field(default=0.05, metadata={"help": "Its weight α in the total."})
+    alignment_weight: float = field(default=0.05, metadata={"help": "Its weight in the total."})
     alignment_mode: str = field(default="prior_softmax", metadata={"help": "Target rule: prior_softmax | sinkhorn."})
     alignment_row_strength: float = field(
         default=1.0, metadata={"help": "sinkhorn only: 1 = the paper's equation, 0 = a plain softmax."}
@@ -97,7 +97,8 @@ class DataArguments:
     force_resize: str | None = field(
         default=None,
         metadata={
-            "help": "Squash every image to a square of this side in px; `pretrained` = the VFM's; none = native."
+            "help": "Squash every image to a square of this side in px; pretrained = the VFM's; none = native; "
+            "unset = the checkpoint's."
         },
     )
     min_num_vistoken: int | None = field(default=None, metadata={"help": "Fewest visual tokens of an image."})
@@ -108,22 +109,21 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        if self.force_resize in ("none", "None", "0", ""):
-            self.force_resize = None
-        if self.force_resize not in (None, "pretrained") and not self.force_resize.isdigit():
+        if self.force_resize in ("None", "0"):  # the release's way to say native
+            self.force_resize = "none"
+        if self.force_resize not in (None, "none", "pretrained") and not self.force_resize.isdigit():
             raise ValueError(f"--force_resize {self.force_resize!r}: expected a side in px, `pretrained` or `none`.")
         if not 0 <= self.max_bad_samples <= 1:
             raise ValueError(f"--max_bad_samples {self.max_bad_samples}: expected a share between 0 and 1.")
 
     def processor_options(self) -> dict[str, Any]:
-        """The image processor's options that were set."""
-        resize = int(self.force_resize) if (self.force_resize or "").isdigit() else self.force_resize
-        options = {
-            "force_resize": resize,
-            "min_num_vistoken": self.min_num_vistoken,
-            "max_num_vistoken": self.max_num_vistoken,
-        }
-        return {name: value for name, value in options.items() if value is not None}
+        """The image processor's options that were set; the rest is the checkpoint's to say."""
+        options = {"min_num_vistoken": self.min_num_vistoken, "max_num_vistoken": self.max_num_vistoken}
+        options = {name: value for name, value in options.items() if value is not None}
+        if self.force_resize is not None:
+            sides = {"none": None, "pretrained": "pretrained"}
+            options["force_resize"] = sides[self.force_resize] if self.force_resize in sides else int(self.force_resize)
+        return options
 
 
 @dataclass

@@ -22,7 +22,7 @@ TRAINER_STATE = "trainer_state.json"  # the Trainer writes it last, so a checkpo
 
 
 def save_adapter(state_dict: dict[str, Tensor], config: Any, folder: str) -> None:
-    """LLaVA's Stage-I layout: `config.json` and the adapter's tensors in `mm_projector.bin`, both written atomically."""
+    """LLaVA's Stage-I layout: `config.json`, and the adapter's tensors in `mm_projector.bin`, written atomically."""
     os.makedirs(folder, exist_ok=True)
     config.save_pretrained(folder)
     adapter = {

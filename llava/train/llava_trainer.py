@@ -47,8 +47,12 @@ class LLaVATrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not self.args.group_by_modality_length:
             return super()._get_train_sampler(dataset)
-        megabatch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return ModalityLengthSampler(dataset.modality_lengths, megabatch_size=megabatch, seed=self.args.seed)
+        return ModalityLengthSampler(
+            dataset.modality_lengths,
+            batch_size=self.args.train_batch_size,
+            batches_per_step=self.args.world_size * self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+        )
 
     def compute_loss(
         self,

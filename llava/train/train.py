@@ -20,8 +20,7 @@ from llava.data.dataset import LLaVADataset
 from llava.data.mixture import load_records
 from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 from llava.model.loading import load_adapter_file, load_config, load_weights
-from llava.model.multimodal_encoder.base import ImageProcessor
-from llava.model.multimodal_encoder.builder import build_image_processor, load_vision_tower, with_weights
+from llava.model.multimodal_encoder.builder import checkpoint_image_processor, load_vision_tower, with_weights
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpoints import check_output_dir, last_complete_checkpoint
@@ -64,11 +63,11 @@ def build_stage(
     checkpoint = last_complete_checkpoint(training_args.output_dir)
     model = load_model(model_args, data_args, training_args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, training_args.model_max_length)
-    image_processor = build_image_processor(model.config.mm_vision_tower, config=model.config.mm_image_processor)
+    image_processor = checkpoint_image_processor(model.config)
     set_tunable_parts(model, parts)
     record_in_config(model.config, model_args, training_args, tokenizer)
     if model_args.use_alignment_loss:
-        loss = build_auxiliary_loss("alignment", vocab_size=model.config.vocab_size, **model_args.alignment_options())
+        loss = build_auxiliary_loss("alignment", **model_args.alignment_options())
         model.add_auxiliary_loss("alignment", loss, model_args.alignment_weight)
 
     dataset = LLaVADataset(
@@ -85,10 +84,10 @@ def build_stage(
         model=model,
         args=training_args,
         train_dataset=dataset,
-        data_collator=PackedCollator(image_processor.patch_dim),
+        data_collator=PackedCollator(3 * image_processor.patch_size**2),
         processing_class=tokenizer,
         learning_rates=learning_rates(parts, training_args),
-        bad_samples=BadSampleLedger(data_args.max_bad_samples),
+        bad_samples=BadSampleLedger(data_args.max_bad_samples, len(dataset)),
     )
     if trainer.args.should_save:
         write_resolved_arguments(training_args.output_dir, model_args, data_args, training_args)
@@ -122,7 +121,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
                 f"--vision_tower {name}, but {model_args.model_name_or_path} was trained with {config.mm_vision_tower}."
             )
         config.mm_vision_config |= model_args.tower_options()
-        config.mm_image_processor |= processor_config(config.mm_vision_tower, config.mm_vision_config, data_args)
+        config.mm_image_processor |= data_args.processor_options()
     elif name is None:
         raise ValueError(f"--vision_tower is missing, and {model_args.model_name_or_path} holds no tower of its own.")
     dtype = torch.bfloat16 if training_args.bf16 and not training_args.use_cpu else torch.float32
@@ -146,23 +145,16 @@ def attach_fresh_vision(
     )
     if model_args.pretrain_mm_mlp_adapter:
         load_adapter_file(projector, model_args.pretrain_mm_mlp_adapter)
-    vision_config = tower.config.to_dict()
     model.get_model().attach_vision_modules(
         tower,
         projector.to(dtype),
         mm_vision_tower=name,
-        mm_vision_config=vision_config,
-        mm_image_processor=processor_config(name, vision_config, data_args),
+        mm_vision_config=tower.config.to_dict(),
+        mm_image_processor=data_args.processor_options(),
         mm_projector_type=model_args.mm_projector_type,
         mm_hidden_size=tower.hidden_size,
         mm_base_model=model_args.model_name_or_path,
     )
-
-
-def processor_config(name: str, vision_config: dict[str, Any], data_args: DataArguments) -> dict[str, Any]:
-    """The image processor of a run, as it is stored in the model's config."""
-    processor: ImageProcessor = build_image_processor(name, **data_args.processor_options())
-    return processor.to_dict()
 
 
 def load_tokenizer(path: str, model_max_length: int) -> PreTrainedTokenizerBase:

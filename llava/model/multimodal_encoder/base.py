@@ -22,13 +22,9 @@ class ImageProcessor(Protocol):
         """How many tokens the LLM sees for an image of this size in pixels."""
         ...
 
-    def to_dict(self) -> dict[str, Any]:
-        """All settings, JSON-able; stored in a LLaVA checkpoint's config as `mm_image_processor`."""
-        ...
-
 
 class VisionTower(Protocol):
-    """A `torch.nn.Module`. Its weights stand under `.vision_tower`, hence LLaVA's `model.vision_tower.vision_tower.*`."""
+    """A `torch.nn.Module` with its weights under `.vision_tower`: LLaVA's `model.vision_tower.vision_tower.*`."""
 
     hidden_size: int
     patch_size: int
@@ -52,5 +48,9 @@ class TowerFactory(Protocol):
     def build_image_processor(
         self, name: str, *, config: dict[str, Any] | None = None, **options: Any
     ) -> ImageProcessor:
-        """The tower's image processor, or, with `config`, the one a checkpoint was trained with."""
+        """The tower's image processor, from the tower's `config` where that is known; no weights are read.
+
+        `options` (`min_num_vistoken`, `max_num_vistoken`, `force_resize`) are what a LLaVA checkpoint's config keeps as
+        `mm_image_processor`.
+        """
         ...

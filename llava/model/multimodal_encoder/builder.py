@@ -23,7 +23,7 @@ def with_weights(name: str, weights: str | None) -> str:
         return name
     if ":" in name and name.partition(":")[2] != weights:
         raise ValueError(
-            f"--vision_tower {name} and --vision_tower_pretrained {weights} name two different weights. Give one of them."
+            f"--vision_tower {name} and --vision_tower_pretrained {weights} name two different weights. Give one."
         )
     return f"{name.partition(':')[0]}:{weights}"
 
@@ -43,6 +43,9 @@ def build_vision_tower(config: Any) -> VisionTower:
     return tower_factory(config.mm_vision_tower).build_tower(config.mm_vision_tower, config=config.mm_vision_config)
 
 
-def build_image_processor(name: str, *, config: dict[str, Any] | None = None, **options: Any) -> ImageProcessor:
-    """The image processor of the tower called `name`; `config` restores one that a checkpoint was trained with."""
-    return tower_factory(name).build_image_processor(name, config=config, **options)
+def checkpoint_image_processor(config: Any) -> ImageProcessor:
+    """The image processor that a LLaVA config describes: its tower's, with the options that it was trained with."""
+    factory = tower_factory(config.mm_vision_tower)
+    return factory.build_image_processor(
+        config.mm_vision_tower, config=config.mm_vision_config, **config.mm_image_processor
+    )
