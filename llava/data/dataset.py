@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from llava.conversation import Conversation
 from llava.data.bad_samples import BadSample, BadSampleError
 from llava.data.encoding import ConversationEncoder
-from llava.data.records import build_conversation, image_names, image_paths
+from llava.data.records import build_conversation, check_image_paths, image_names, image_paths
 from llava.mm_utils import load_image
 
 TYPICAL_PHOTO = (640, 480)  # width, height
@@ -20,8 +20,8 @@ class LLaVADataset(Dataset):
 
     Args:
         records: What `llava.data.mixture.load_records` gives.
-        image_processor: `image_processor(images)` gives `pixel_values` (P, patch_dim) and `image_grid_thw` (N, 3); has
-            `patch_dim` and `num_visual_tokens(width, height)`.
+        image_processor: Gives `pixel_values` (P, patch_dim) and `image_grid_thw` (N, 3) for a list of images (an empty
+            one too), and by `num_visual_tokens(width, height)` how many tokens the LLM sees.
         conversation: The chat template, one of `llava.conversation.conv_templates`.
         image_folder: Where images lie whose source names no folder of its own.
         label_mask: "answers" or "llava", see `llava.data.encoding`.
@@ -29,6 +29,7 @@ class LLaVADataset(Dataset):
         align_text: Whether samples bring the answers' bare text, `align_input_ids`.
 
     Raises:
+        FileNotFoundError: An image folder is missing.
         ValueError: An image path leads out of its folder.
     """
 
@@ -50,8 +51,7 @@ class LLaVADataset(Dataset):
         self.image_folder = image_folder
         self.align_text = align_text
         self.encoder = ConversationEncoder(tokenizer, conversation, label_mask=label_mask, max_length=model_max_length)
-        for record in records:
-            image_paths(record, image_folder)
+        check_image_paths(records, image_folder)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -87,12 +87,10 @@ class LLaVADataset(Dataset):
             raise BadSampleError(str(error)) from error
 
     def _process_images(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
-        if images:
+        try:
             return self.image_processor(images)
-        return {
-            "pixel_values": torch.zeros(0, self.image_processor.patch_dim),
-            "image_grid_thw": torch.zeros(0, 3, dtype=torch.long),
-        }
+        except ValueError as error:
+            raise BadSampleError(f"its images cannot be processed: {error}") from error
 
     @property
     def modality_lengths(self) -> list[int]:

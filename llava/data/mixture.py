@@ -63,9 +63,11 @@ def read_mixture(path: Path) -> list[dict]:
     """The sources of a YAML mixture, with their keys checked and their paths taken from the YAML's folder."""
     try:
         mixture = yaml.safe_load(_read_text(path))
-    except yaml.MarkedYAMLError as error:
-        place = f", line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
-        raise ValueError(f"{path}{place if error.problem_mark else ''}: malformed YAML: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ValueError(f"{path}{place}: malformed YAML: {reason}.") from error
     sources = mixture.get("datasets") if isinstance(mixture, dict) else None
     if not isinstance(sources, list):
         raise ValueError(f"{path}: expected `datasets:` with a list of sources below it.")

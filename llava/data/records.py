@@ -1,6 +1,7 @@
 """Reading one LLaVA record: its turns, put into a chat template, and its images' paths."""
 
 import os
+from collections.abc import Iterable
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
@@ -62,6 +63,17 @@ def image_names(record: dict) -> list[str]:
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise ValueError(f"record {record['id']}: `image` should be a path or a list of paths, found {images!r:.80}.")
     return images
+
+
+def check_image_paths(records: Iterable[dict], image_folder: str | None) -> None:
+    """Refuse, before the first step, a folder that is not there and a path that leads out of its folder."""
+    folders = set()
+    for record in records:
+        if image_paths(record, image_folder):
+            folders.add(record.get("image_folder", image_folder))
+    for folder in sorted(folders):
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"--image_folder {folder}: no such folder.")
 
 
 def image_paths(record: dict, image_folder: str | None) -> list[str]:
