@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from comp_patches.alignment_loss import MODES, alignment_loss_and_targets
+from comp_patches.alignment_loss import align
+from comp_patches.alignment_targets import TargetRule
 from comp_patches.word_prior import fit_prior, load_prior
 
 
@@ -31,16 +32,8 @@ class AlignmentLoss(nn.Module):
         prior_temperature: float = 0.05,
     ):
         super().__init__()
-        if mode not in MODES:
-            raise ValueError(f"Alignment mode {mode!r} is unknown (--alignment_mode). Known: {', '.join(MODES)}.")
-        self.options = {
-            "temperature": temperature,
-            "epsilon": epsilon,
-            "iterations": iterations,
-            "mode": mode,
-            "row_strength": row_strength,
-            "prior_temperature": prior_temperature,
-        }
+        self.temperature = temperature
+        self.rule = TargetRule(mode, epsilon, iterations, row_strength, prior_temperature)
         # Not a buffer: casting the model to bf16 must not round it, and meta initialisation must not lose it.
         self._file_prior = None if prior is None else load_prior(prior)
         self._prior: Tensor | None = None
@@ -66,14 +59,15 @@ class AlignmentLoss(nn.Module):
         """
         visual, tokens_per_sample = pool_by_sample(visual_tokens, visual_sample, num_samples)
         valid = text_valid & (tokens_per_sample > 0)
-        loss, target = alignment_loss_and_targets(
+        loss, target = align(
             visual,
             text_features,
             word_embeddings,
             self._prior_for(word_embeddings),
+            self.rule,
+            temperature=self.temperature,
             valid=valid,
             group=self._group(),
-            **self.options,
         )
         entropy = torch.special.entr(target).sum(dim=-1).masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
         return {"alignment": loss, "alignment_target_entropy": entropy, "alignment_samples": valid.sum()}

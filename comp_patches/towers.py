@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from comp_patches.checkpoint import TensorFiles, read_config, read_processor_config, resolve, save_checkpoint
-from comp_patches.families import FAMILIES, family_of
+from comp_patches.families import family_of
 from comp_patches.families.base import Family
 from comp_patches.image_processor import NativeImageProcessor
 from comp_patches.vision_config import MODEL_TYPE, VisionTransformerConfig
@@ -32,7 +32,7 @@ class TowerName:
 
 
 TOWERS: dict[str, TowerName] = {
-    "comp-siglip": TowerName("siglip", "google/siglip-so400m-patch14-384"),
+    "comp-siglip": TowerName("siglip", "SliMM-X/CoMP-SigLIP-So400M"),
     "comp-siglip-base": TowerName("siglip", "google/siglip-base-patch16-384"),
 }
 
@@ -105,7 +105,7 @@ def load_vision_transformer(
     """
     path, family_name = _locate(name_or_path, weights=True)
     config = _configured(path, family_name, merge_size, use_rope, attn_implementation, config_overrides)
-    state_dict = _read_state_dict(TensorFiles(path), config, own_format=read_config(path)["model_type"] == MODEL_TYPE)
+    state_dict = _read_state_dict(TensorFiles(path), config, read_config(path))
     dtype = dtype or state_dict["patch_embedding.weight"].dtype
     with torch.device("meta"):  # no random initialisation of what is about to be overwritten
         model = PackedVisionTransformer(config)
@@ -146,7 +146,7 @@ def _configured(
     if raw.get("model_type") == MODEL_TYPE:
         config = VisionTransformerConfig.from_dict(raw)
     else:
-        config = family_of(raw.get("model_type")).config_from_hf(raw).with_overrides(_normalisation(path))
+        config = family_of(raw).config_from_hf(raw).with_overrides(_normalisation(path))
     if family_name is not None and config.family != family_name:
         raise ValueError(
             f"The tower name asks for a {family_name!r} checkpoint, but {path} has model_type "
@@ -162,14 +162,16 @@ def _normalisation(path: Path) -> dict[str, Any]:
     return {name: processor.get(name) for name in ("image_mean", "image_std")}
 
 
-def _read_state_dict(files: TensorFiles, config: VisionTransformerConfig, *, own_format: bool) -> dict[str, Tensor]:
+def _read_state_dict(
+    files: TensorFiles, config: VisionTransformerConfig, raw_config: dict[str, Any]
+) -> dict[str, Tensor]:
     """All parameters of the tower under our names. Any that is missing is an error."""
-    if own_format:
+    if raw_config["model_type"] == MODEL_TYPE:
         family, prefix = None, ""
         with torch.device("meta"):
             names = {name: [name] for name in PackedVisionTransformer(config).state_dict()}
     else:
-        family = FAMILIES[config.family]
+        family = family_of(raw_config)
         prefix = _prefix(files, family)
         names = {ours: [prefix + key for key in keys] for ours, keys in family.sources(config).items()}
     wanted = [key for keys in names.values() for key in keys]
@@ -201,9 +203,8 @@ def _prefix(files: TensorFiles, family: Family) -> str:
 def _unexpected(files: TensorFiles, wanted: set[str], family: Family | None, prefix: str) -> list[str]:
     """Vision tensors that nobody asked for; other modules of a whole model (under another prefix) are none of ours."""
     ignored = tuple(prefix + name for name in family.ignored) if family else ()
-    return [
-        key for key in files if key.startswith(prefix) and key not in wanted and not key.startswith(ignored or ("\0",))
-    ]
+    known = wanted.union(key for key in files if key.startswith(ignored))
+    return [key for key in files if key.startswith(prefix) and key not in known]
 
 
 def _join(name: str, parts: list[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class VisionTransformerConfig:
-    """One VFM as an instance of the packed transformer. Defaults are the method's (METHOD 1)."""
+    """One VFM as an instance of the packed transformer. Defaults are the method's."""
 
     # Architecture: what the weights fix.
     family: str  # the original's model_type prefix: "siglip"

@@ -1,4 +1,4 @@
-"""Word counts -> the prior of the alignment loss (METHOD 4), and the file that keeps it.
+"""Word counts -> the prior of the alignment loss (CoMP Eq. 9), and the file that keeps it.
 
 p_i = max(n_i, 1) / sum_j max(n_j, 1) over the tokenizer's ids; n_i counts token i in the answers of the training data.
 Made by `python -m comp_patches.word_prior --data_path mix.yaml --tokenizer ID --output prior.safetensors`.

@@ -17,8 +17,9 @@ class Family:
     """A VFM as an instance of the packed transformer.
 
     Attributes:
-        name: the prefix that all of its `model_types` share.
+        name: what the tower names ask for; the config's `family`.
         model_types: values of `model_type` in a Hugging Face config.json.
+        architectures: values of `architectures`, which win over `model_type`.
         config_from_hf: (config.json's content) -> our config, the method's switches at their defaults.
         prefixes: what the vision part's keys may begin with in a file, the longest first.
         anchor: a key (without prefix) that every such checkpoint has: shows which prefix a file uses.
@@ -33,3 +34,4 @@ class Family:
     anchor: str
     sources: Callable[[VisionTransformerConfig], dict[str, list[str]]]
     ignored: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()

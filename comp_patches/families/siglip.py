@@ -60,7 +60,7 @@ def sources(config: VisionTransformerConfig) -> dict[str, list[str]]:
     return names
 
 
-FAMILY = Family(
+SIGLIP = Family(
     name="siglip",
     model_types=("siglip", "siglip_vision_model"),
     config_from_hf=config_from_hf,
