@@ -1,0 +1,172 @@
+"""The life of a stage: started, finished, skipped, refused, trained again; what is missing is made or named."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.scripts.launching import ROOT, STAGES, FakeCluster, clean_environment, dry_run, flag, run_script
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    return FakeCluster(tmp_path)
+
+
+def finish(cluster, *stages):
+    for stage in stages:
+        done = cluster.start(stage)
+        assert done.returncode == 0, done.stderr
+    cluster.launch_log.unlink()
+
+
+def test_torchrun_receives_exactly_what_dry_run_prints(cluster):
+    places = {"OUTPUT_ROOT": str(cluster.runs), "DATA_ROOT": str(cluster.data), "PRESET": cluster.preset}
+    printed = dry_run("train_all", "--run_name", "a b", NUM_GPUS="8", **places)
+    assert cluster.start("train_all", "--run_name", "a b").returncode == 0
+    assert cluster.launches() == printed
+    assert len(printed) == len(STAGES)
+
+
+def test_a_finished_stage_is_skipped_with_one_line(cluster):
+    finish(cluster, "stage1")
+    again = cluster.start("stage1")
+    assert again.returncode == 0
+    assert cluster.launches() == []
+    assert again.stderr.count("\n") == 1
+    assert "stage1: finished already" in again.stderr
+    record = json.loads((cluster.run / "stage1/finished.json").read_text())
+    assert (record["preset"], record["stage"]) == ("comp_1b_siglip", "stage1")
+
+
+def test_changed_arguments_are_refused_and_said(cluster):
+    finish(cluster, "stage1")
+    changed = cluster.start("stage1", "--learning_rate=2e-3")
+    assert changed.returncode == 1
+    assert "was: --learning_rate 1e-3\n" in changed.stderr
+    assert "now: --learning_rate 2e-3\n" in changed.stderr
+    assert "FRESH=1" in changed.stderr
+    assert cluster.launches() == []
+
+
+def test_a_run_may_go_on_with_other_hardware_and_logging(cluster):
+    finish(cluster, "stage1")
+    again = cluster.start("stage1", "--logging_steps", "7", "--deepspeed", "scripts/zero2.json", PER_DEVICE_BATCH="4")
+    assert "finished already" in again.stderr
+
+
+def test_fresh_deletes_and_trains_again(cluster):
+    finish(cluster, "stage1")
+    (cluster.run / "stage1/old_weights").touch()
+    fresh = cluster.start("stage1", "--learning_rate", "2e-3", FRESH="1")
+    assert fresh.returncode == 0, fresh.stderr
+    assert cluster.trained() == ["stage1"]
+    assert not (cluster.run / "stage1/old_weights").exists()
+    assert "finished already" in cluster.start("stage1", "--learning_rate", "2e-3").stderr
+
+
+def test_fresh_spares_a_folder_that_no_stage_made(cluster):
+    (cluster.run / "stage1").mkdir()
+    (cluster.run / "stage1/thesis.tex").touch()
+    assert "did not make" in cluster.start("stage1", FRESH="1").stderr
+    assert (cluster.run / "stage1/thesis.tex").exists()
+
+
+def test_a_stage_notices_that_its_predecessor_was_trained_again(cluster):
+    finish(cluster, "stage1", "stage2_fixed")
+    time.sleep(1.1)  # the record has whole seconds
+    assert cluster.start("stage1", FRESH="1").returncode == 0
+    stale = cluster.start("stage2_fixed")
+    assert stale.returncode == 1
+    assert "now: start" in stale.stderr
+
+
+def test_a_failed_training_is_not_finished_and_goes_on_with_the_same_arguments_only(cluster):
+    failed = cluster.start("stage1", TORCHRUN_EXIT="3")
+    assert failed.returncode == 1
+    assert "exit code 3" in failed.stderr
+    assert not (cluster.run / "stage1/finished.json").exists()
+    # Nothing was saved, so other arguments cost nothing; once there is a checkpoint they would spoil it.
+    assert cluster.start("stage1", "--seed", "1", TORCHRUN_EXIT="3").returncode == 1
+    (cluster.run / "stage1/checkpoint-5").mkdir()
+    assert "was: --seed 1\n" in cluster.start("stage1").stderr
+    assert cluster.start("stage1", "--seed", "1").returncode == 0
+    assert cluster.trained() == ["stage1"] * 3
+
+
+def test_a_missing_predecessor_is_named_with_its_command(cluster):
+    done = cluster.start("stage2_native")
+    assert done.returncode == 1
+    assert "PRESET=comp_1b_siglip bash scripts/comp/stage2_fixed.sh" in done.stderr
+    assert cluster.launches() == []
+
+
+def test_the_embedded_preset_runs_missing_predecessors_first(tmp_path):
+    cluster = FakeCluster(tmp_path, preset="embedded")
+    done = cluster.start("stage2_native", "--max_steps", "5")
+    assert done.returncode == 0, done.stderr
+    assert cluster.trained() == ["stage1", "stage2_fixed", "stage2_native"]
+    assert [flag(launch, "--max_steps") == "5" for launch in cluster.launches()] == [False, False, True]
+
+
+def test_a_start_from_elsewhere_needs_no_predecessor(cluster):
+    done = cluster.start("stage3_sft", "--model_name_or_path", "my/own/checkpoint")
+    assert done.returncode == 0, done.stderr
+    assert cluster.trained() == ["stage3_sft"]
+
+
+def test_missing_data_is_named_with_the_page_about_it(cluster):
+    (cluster.data / "stage1.yaml").unlink()
+    done = cluster.start("stage1")
+    assert done.returncode == 1
+    assert f"{cluster.data}/stage1.yaml is missing" in done.stderr
+    assert "docs/data.md" in done.stderr
+    assert (ROOT / "docs/data.md").is_file()
+
+
+def test_an_output_path_below_a_file_is_one_clear_line(cluster, tmp_path):
+    (tmp_path / "file").touch()
+    done = run_script("stage1", NUM_GPUS="8", DATA_ROOT=str(cluster.data), OUTPUT_ROOT=str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "cannot make the folder" in done.stderr.splitlines()[-1]
+
+
+def test_unknown_presets_and_batches_that_do_not_divide_are_refused(cluster):
+    unknown = run_script("stage1", PRESET="comp_9b")
+    assert unknown.returncode == 1
+    assert "comp_1b_siglip embedded" in unknown.stderr
+    odd = run_script("stage1", DRY_RUN="1", PRESET="comp_1b_siglip", NUM_GPUS="3")
+    assert odd.returncode == 1
+    assert "256" in odd.stderr
+    assert "3 processes" in odd.stderr
+
+
+def test_two_trainings_never_share_a_folder_even_when_the_script_was_killed(cluster, tmp_path):
+    """SIGKILL for the script leaves its training alive; a restart waits for that one and then goes on."""
+    slow = tmp_path / "bin/torchrun"
+    slow.write_text('#!/usr/bin/env bash\necho begin >>"$LAUNCHES"\nsleep 3\necho end >>"$LAUNCHES"\n')
+    places = {"OUTPUT_ROOT": str(cluster.runs), "DATA_ROOT": str(cluster.data), "PATH": cluster.path}
+    environment = clean_environment(NUM_GPUS="8", LAUNCHES=str(cluster.launch_log), **places)
+    script = str(ROOT / "scripts/comp/stage1.sh")
+    killed = subprocess.Popen(["bash", script], env=environment, stderr=subprocess.DEVNULL)
+    while not cluster.launch_log.exists():
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert cluster.start("stage1").returncode == 0
+    assert cluster.launch_log.read_text().split() == ["begin", "end", "begin", "end"]
+
+
+def test_stage_one_counts_the_word_prior_of_the_stage_two_answers(tmp_path):
+    cluster = FakeCluster(tmp_path, preset="embedded")
+    prior = cluster.run / "word_prior.safetensors"
+    prior.unlink()
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a red chart"}]
+    (cluster.data / "stage2.json").write_text(json.dumps([{"id": "1", "image": "1.png", "conversations": turns}]))
+    done = cluster.start("stage1")
+    assert done.returncode == 0, done.stderr
+    assert prior.stat().st_size > 0
+    assert cluster.trained() == ["stage1"]
