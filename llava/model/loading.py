@@ -82,7 +82,7 @@ def load_adapter_file(projector: torch.nn.Module, file: str | Path) -> None:
     found = {key: tuple(value.shape) for key, value in weights.items()}
     if found != expected:
         different = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-        key = different[0]
+        key = next((key for key in different if key in found and key in expected), different[0])
         raise ValueError(
             f"{file} does not fit this tower and LLM: {key} is {found.get(key, 'missing')} in the file and "
             f"{expected.get(key, 'not there')} in the model ({len(different)} of {len(expected)} tensors differ). "

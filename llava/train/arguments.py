@@ -132,6 +132,10 @@ class TrainingArguments(transformers.TrainingArguments):
 
     optim: str = field(default="adamw_torch")
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the model takes all keys."})
+    gradient_checkpointing: bool = field(default=True, metadata={"help": "Trade compute for memory, tower and LLM."})
+    use_cache: bool = field(
+        default=True, metadata={"help": "Written into the config for generation; training has none."}
+    )
     report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, ... or none."})
     warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps that warm up."})
     model_max_length: int = field(default=4096, metadata={"help": "Longest sample in tokens, visual ones included."})
@@ -141,6 +145,8 @@ class TrainingArguments(transformers.TrainingArguments):
     attn_implementation: str = field(default="auto", metadata={"help": "Of LLM: auto | sdpa | flash_attention_2."})
 
     def __post_init__(self):
+        # transformers renamed the flag; LLaVA's scripts and ours keep LLaVA's name.
+        self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
         if self.warmup_ratio and not self.warmup_steps:
             self.warmup_steps = self.warmup_ratio  # transformers reads a value below 1 as a share
         super().__post_init__()

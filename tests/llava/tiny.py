@@ -89,3 +89,30 @@ def save_prior(file: Path, *, tokenizer_size: int = 320) -> Path:
     counts = torch.randint(0, 50, (tokenizer_size,), generator=torch.Generator().manual_seed(2))
     save_file({"counts": counts}, file)
     return file
+
+
+def stage_arguments(llm: Path, siglip: Path, data: Path, output: Path, **changes: object) -> list[str]:
+    """Flags of a Stage-I run of a few steps on the CPU; `changes` replace or (None) remove some."""
+    flags: dict[str, object] = {
+        "model_name_or_path": llm,
+        "version": "plain",
+        "vision_tower": f"comp-siglip:{siglip}",
+        "mm_tunable_parts": "mm_mlp_adapter",
+        "use_rope": False,
+        "data_path": data / "data.json",
+        "image_folder": data / "images",
+        "force_resize": "pretrained",
+        "output_dir": output,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+    } | changes
+    return [part for name, value in flags.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+FULL_STAGE = {"mm_tunable_parts": "mm_mlp_adapter,mm_vision_tower,mm_language_model", "use_rope": True}

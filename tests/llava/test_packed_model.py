@@ -1,0 +1,199 @@
+"""The packed LLaVA model: samples of a row are islands, images land in their places, the loss is the plain one."""
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.data.collator import PackedCollator
+from llava.data.dataset import LLaVADataset
+from llava.data.mixture import load_records
+from llava.mm_utils import tokenizer_image_token
+from llava.model.auxiliary_losses.builder import build_auxiliary_loss
+from llava.model.decoding_loss import ROWS_PER_CHUNK, decoding_loss
+from llava.model.multimodal_encoder.builder import checkpoint_image_processor
+from llava.train.arguments import parse_arguments
+from llava.train.train import load_model
+from tests.llava import tiny
+
+PATCH_DIM = 3 * 8 * 8
+
+
+@pytest.fixture
+def model(llm, siglip, data, tmp_path):
+    arguments = tiny.stage_arguments(
+        llm, siglip, data, tmp_path, **tiny.FULL_STAGE, force_resize="none", attn_implementation="sdpa"
+    )
+    torch.manual_seed(0)
+    return load_model(*parse_arguments(arguments)).train()
+
+
+@pytest.fixture
+def samples(model, llm, data):
+    dataset = LLaVADataset(
+        load_records(data / "data.json"),
+        tokenizer=AutoTokenizer.from_pretrained(llm),
+        image_processor=checkpoint_image_processor(model.config),
+        image_folder=str(data / "images"),
+        conversation=conv_templates["qwen_2_5"],
+        model_max_length=512,
+        align_text=True,
+    )
+    return [dataset[index] for index in range(5)]
+
+
+def forward(model, samples, **kwargs):
+    batch = PackedCollator(PATCH_DIM)(samples)
+    del batch["bad_samples"], batch["num_samples"]
+    return model(**batch, **kwargs)
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_packed_samples_have_the_loss_and_gradients_of_separate_runs(model, samples):
+    """Summed over samples, since each run divides by the same number of supervised tokens."""
+    total = sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples)
+    packed = forward(model, samples, num_items_in_batch=total)
+    packed.loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    separate = [forward(model, [sample], num_items_in_batch=total).loss for sample in samples]
+    sum(separate).backward()
+    torch.testing.assert_close(packed.loss, sum(separate), rtol=1e-5, atol=1e-6)
+    assert expected.keys() == gradients(model).keys()
+    for name, gradient in gradients(model).items():
+        assert (gradient - expected[name]).norm() <= 1e-4 * gradient.norm() + 1e-7, name
+
+
+def test_changing_one_sample_leaves_the_logits_of_the_other_alone(model, samples):
+    model.eval()
+    first, second, other = samples[0], samples[1], samples[2]
+    length = len(first["input_ids"])
+    logits = [forward_logits(model, [first, neighbour])[0, :length] for neighbour in (second, other)]
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-6)
+
+
+def forward_logits(model, samples):
+    batch = PackedCollator(PATCH_DIM)(samples)
+    for key in ("bad_samples", "num_samples", "labels"):
+        del batch[key]
+    return model(**batch).logits
+
+
+def test_a_text_only_sample_is_what_transformers_computes(model, samples, llm):
+    """The bare LLM inside, through packed attention, equals transformers' own Qwen2 with its own loss."""
+    ids = samples[0]["input_ids"]
+    ids = ids[ids != IMAGE_TOKEN_INDEX]
+    text = {
+        "id": "text",
+        "input_ids": ids,
+        "labels": ids.clone().index_fill(0, torch.tensor([0]), IGNORE_INDEX),
+        "pixel_values": torch.zeros(0, PATCH_DIM),
+        "image_grid_thw": torch.zeros(0, 3, dtype=torch.long),
+    }
+    reference = Qwen2ForCausalLM.from_pretrained(llm)
+    expected = reference(input_ids=ids[None], labels=ids[None]).loss
+    torch.testing.assert_close(forward(model, [text]).loss, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_without_images_runs_the_tower_and_gives_it_zero_gradient(model, samples):
+    ids = torch.arange(5)
+    text = {
+        "input_ids": ids,
+        "labels": ids.clone().index_fill(0, torch.tensor([0]), IGNORE_INDEX),
+        "pixel_values": torch.zeros(0, PATCH_DIM),
+        "image_grid_thw": torch.zeros(0, 3, dtype=torch.long),
+    }
+    forward(model, [text]).loss.backward()
+    tower = [p for name, p in model.named_parameters() if "vision_tower" in name or "mm_projector" in name]
+    assert all(p.grad is not None and not p.grad.any() for p in tower)
+
+
+def test_placeholders_and_visual_tokens_that_differ_are_refused_with_both_numbers(model, samples):
+    batch = PackedCollator(PATCH_DIM)([samples[0]])
+    batch["input_ids"][batch["input_ids"] == IMAGE_TOKEN_INDEX] = 5
+    with pytest.raises(ValueError, match=r"0 places for visual tokens.*give 12"):
+        model.embed_multimodal(batch["input_ids"], batch["pixel_values"], batch["image_grid_thw"])
+
+
+def test_decoding_loss_in_chunks_is_plain_cross_entropy_of_the_shifted_row():
+    torch.manual_seed(0)
+    length, width, vocabulary = 2 * ROWS_PER_CHUNK + 300, 8, 50
+    head = torch.nn.Linear(width, vocabulary, bias=False)
+    hidden = torch.randn(1, length, width, requires_grad=True)
+    labels = torch.randint(0, vocabulary, (1, length))
+    labels[:, ::7] = IGNORE_INDEX
+    loss = decoding_loss(hidden, head, labels)
+    expected = F.cross_entropy(head(hidden)[0, :-1], labels[0, 1:], ignore_index=IGNORE_INDEX)
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, (hidden, head.weight)),
+        torch.autograd.grad(expected, (hidden, head.weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_alignment_loss_moves_tower_and_adapter_but_neither_llm_nor_word_embeddings(model, samples, tmp_path):
+    prior = tiny.save_prior(tmp_path / "prior.safetensors")
+    model.add_auxiliary_loss("alignment", build_auxiliary_loss("alignment", prior=str(prior)), weight=0.05)
+    outputs = forward(model, samples)
+    torch.testing.assert_close(outputs.loss, outputs.losses["decoding"] + 0.05 * outputs.losses["alignment"])
+    outputs.losses["alignment"].backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any("vision_tower" in name for name in moved)
+    assert any("mm_projector" in name for name in moved)
+    assert all("vision_tower" in name or "mm_projector" in name for name in moved)
+
+
+def test_text_features_are_the_mean_hidden_state_of_the_answers_read_alone(model, samples, llm):
+    batch = PackedCollator(PATCH_DIM)(samples)
+    stream = {key: value for key, value in batch.items() if key.startswith("align_")}
+    features, valid = model.text_features(len(samples), **stream)
+    reference = Qwen2ForCausalLM.from_pretrained(llm).model
+    assert valid.all()
+    for feature, sample in zip(features, samples, strict=True):
+        expected = reference(input_ids=sample["align_input_ids"][None]).last_hidden_state[0].mean(dim=0)
+        torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-5)
+    assert model.training
+
+
+def test_gradient_checkpointing_changes_nothing(model, samples):
+    forward(model, samples).loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    model.activation_checkpointing_enable()
+    assert model.get_vision_tower().vision_tower.gradient_checkpointing
+    forward(model, samples).loss.backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_batched_generation_equals_one_by_one(model, llm, data):
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    processor = checkpoint_image_processor(model.config)
+    images = [Image.open(data / "images" / f"{index}.png") for index in range(3)]
+    prompts = ["<image>\n" + "Which colour? " * count for count in (1, 4, 2)]
+    rows = [tokenizer_image_token(prompt, tokenizer, return_tensors="pt") for prompt in prompts]
+    together = model.generate(rows, **pixels(processor, images), max_new_tokens=6, do_sample=False)
+    for row, image, expected in zip(rows, images, together, strict=True):
+        alone = model.generate([row], **pixels(processor, [image]), max_new_tokens=6, do_sample=False)[0]
+        assert alone.tolist() == expected[: len(alone)].tolist()
+
+
+def pixels(processor, images):
+    return {key: processor(images)[key] for key in ("pixel_values", "image_grid_thw")}
+
+
+def test_more_images_than_placeholders_are_refused(model, llm, data):
+    processor = checkpoint_image_processor(model.config)
+    images = [Image.open(data / "images" / "0.png")] * 2
+    row = tokenizer_image_token("<image>", AutoTokenizer.from_pretrained(llm), return_tensors="pt")
+    with pytest.raises(ValueError, match="1 image"):
+        model.generate([row], **pixels(processor, images), max_new_tokens=1)
