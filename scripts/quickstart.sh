@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained model and a report: sets up, trains CoMP's stages on the embedded default, evaluates.
-#   bash scripts/quickstart.sh                       about 20 minutes on two CPU cores
+#   bash scripts/quickstart.sh                                on two CPU cores, no GPU: meant to end within 20 minutes
 #   PRESET=comp_1b_siglip bash scripts/quickstart.sh          the paper's recipe instead (GPUs, data: docs/data.md)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
