@@ -23,7 +23,7 @@ from llava.data.mixture import load_records
 from llava.eval.answering import Answer, Answerer
 from llava.eval.items import Item, make_item
 from llava.eval.models import LoadedModel, load_checkpoint, load_untrained, randomise
-from llava.eval.results import write_rows, write_summary
+from llava.eval.results import summary_path, write_json, write_rows
 from llava.eval.scoring import Row, fact_hits, is_exact_match, summarise
 from llava.eval.tables import format_table, percent
 from llava.inference import get_template, one_line
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "arguments": {name: value for name, value in vars(args).items() if value not in (None, False)},
     }
     write_rows(Path(args.output), rows)
-    write_summary(Path(args.output), summary)
+    write_json(summary_path(Path(args.output)), summary)
     return summary
 
 

@@ -47,8 +47,8 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def write_summary(result: Path, summary: dict[str, Any]) -> None:
-    write_text(summary_path(result), json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
