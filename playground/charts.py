@@ -1,18 +1,16 @@
-"""Bar charts of real tables: coloured bars with their values printed on them."""
+"""Bar charts of real tables: coloured bars with their values printed at their feet."""
 
 import random
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from playground.content import Question, dark_ink, light_background
-from playground.fonts import load_font
+from playground.content import PATCH, Question, dark_ink, lettering, light_background
 from playground.splits import Split
 from playground.tables import two_digit_values
 from playground.words import COLOURS
 
-_SLOT = 32  # px across a bar and its gap
-_LABEL = 32  # px along a bar for its value
+_SLOT = 2 * PATCH  # px across a bar and its gap, at least; also the width of a printed value
 
 
 @dataclass(frozen=True)
@@ -52,30 +50,27 @@ class Chart:
     def draw(self, rng: random.Random, split: Split) -> Image.Image:
         image = Image.new("RGB", self.size, light_background(rng))
         pen = ImageDraw.Draw(image)
-        ink = dark_ink(rng)
-        font = load_font(rng.choice(split.faces), rng.randint(16, 19))
-        tall = self.size[1] > self.size[0]
-        along, across = (self.size[0], self.size[1]) if tall else (self.size[1], self.size[0])
-        pitch = across // len(self.bars)
-        thickness = rng.randint(18, 24) if pitch < 2 * _SLOT else rng.randint(22, 36)
-        base = rng.randint(2, 6)
-        reach = along - base - _LABEL - rng.randint(0, 6)
+        ink, font = dark_ink(rng), lettering(rng, split)
+        width, height = self.size
+        tall = height > width
+        pitch = max(self.size) // len(self.bars) // PATCH * PATCH
+        half = rng.randint(9, 11) if pitch < 2 * _SLOT else rng.randint(10, 17)
+        reach = (width - 2 * PATCH if tall else height - PATCH) - rng.randint(4, 12)
         top = max(value for _, value in self.bars)
         for place, (colour, value) in enumerate(self.bars):
-            middle = place * pitch + pitch // 2 + rng.randint(-2, 2)
             length = max(3, round(reach * value / top))
-            low, high = middle - thickness // 2, middle + thickness // 2
+            start = place * pitch + (pitch - 2 * PATCH) // 2 // PATCH * PATCH
+            paint = COLOURS[colour]
             if tall:
-                pen.rectangle((base, low, base + length, high), fill=COLOURS[colour])
-                pen.text((base + length + 5, middle), str(value), fill=ink, font=font, anchor="lm")
+                middle = start + PATCH // 2 + rng.randint(-1, 1)
+                pen.rectangle((2 * PATCH, middle - half, 2 * PATCH + length, middle + half), fill=paint)
+                pen.text((rng.randint(2, 4), middle), str(value), fill=ink, font=font, anchor="lm")
             else:
-                floor = self.size[1] - base
-                pen.rectangle((low, floor - length, high, floor), fill=COLOURS[colour])
-                pen.text((middle, floor - length - 4), str(value), fill=ink, font=font, anchor="mb")
-        if tall:
-            pen.line((base, 0, base, self.size[1]), fill=ink, width=2)
-        else:
-            pen.line((0, self.size[1] - base, self.size[0], self.size[1] - base), fill=ink, width=2)
+                left, floor = start + rng.randint(2, 4), height - PATCH
+                pen.rectangle((left + 11 - half, floor - length, left + 11 + half, floor), fill=paint)
+                pen.text((left, floor + PATCH // 2), str(value), fill=ink, font=font, anchor="lm")
+        axis = (2 * PATCH, 0, 2 * PATCH, height) if tall else (0, height - PATCH, width, height - PATCH)
+        pen.line(axis, fill=ink)
         return image
 
 

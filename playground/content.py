@@ -4,9 +4,13 @@ import random
 from dataclasses import dataclass
 from typing import Protocol
 
-from PIL import Image
+from PIL import Image, ImageFont
 
+from playground.fonts import load_font
 from playground.splits import Split
+
+
+PATCH = 16  # px; text stands on this grid, give or take a pixel or two: a small tower learns to read it in minutes
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class Content(Protocol):
 
     def draw(self, rng: random.Random, split: Split) -> Image.Image:
         """The picture (RGB). `rng` chooses what the content leaves open: font, shades, small shifts."""
+
+
+def lettering(rng: random.Random, split: Split) -> ImageFont.FreeTypeFont:
+    """The one font of a picture: a face of the split, letters as high as a patch of the tower."""
+    return load_font(rng.choice(split.faces), rng.randint(17, 18))
 
 
 def light_background(rng: random.Random) -> tuple[int, int, int]:

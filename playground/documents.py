@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from playground.content import Question, dark_ink, light_background
-from playground.fonts import load_font
+from playground.content import PATCH, Question, dark_ink, lettering, light_background
 from playground.splits import Split
 from playground.words import FIELDS, NUMBERS
 
 COLUMN_WIDTH = 128
 LINE_HEIGHT = 32
-_VALUE_OFFSET = 60
+_VALUE_OFFSET = 4 * PATCH
 STYLES = ("card", "form", "receipt")
 
 
@@ -44,13 +43,16 @@ class Document:
     def draw(self, rng: random.Random, split: Split) -> Image.Image:
         image = Image.new("RGB", self.size, light_background(rng))
         pen = ImageDraw.Draw(image)
-        ink, face, size = dark_ink(rng), rng.choice(split.faces), rng.randint(16, 19)
-        font = load_font(face, size)
+        ink, font = dark_ink(rng), lettering(rng, split)
         _draw_frame(pen, self.size, rng)
         columns = self.size[0] // COLUMN_WIDTH
+        width = self.size[0] // columns
+        # Half a line up or down, so that letters stand in either half of a visual token.
+        phase = rng.choice((PATCH // 2, LINE_HEIGHT - PATCH // 2))
         for (field, value), cell in zip(self.entries, self.cells, strict=True):
-            left = (cell % columns) * (self.size[0] // columns) + rng.randint(4, 8)
-            middle = (cell // columns) * LINE_HEIGHT + LINE_HEIGHT // 2 + rng.randint(-3, 3)
+            shift = PATCH * rng.randint(0, (width - COLUMN_WIDTH) // PATCH)
+            left = -(-(cell % columns) * width // PATCH) * PATCH + shift + rng.randint(1, 3)
+            middle = (cell // columns) * LINE_HEIGHT + phase + rng.randint(-1, 1)
             pen.text((left, middle), f"{field}:", fill=ink, font=font, anchor="lm")
             pen.text((left + _VALUE_OFFSET, middle), value, fill=ink, font=font, anchor="lm")
         return image

@@ -1,4 +1,4 @@
-"""Font faces of the pictures: the TrueType files inside the matplotlib package, split into training and held-out faces."""
+"""Font faces of the pictures: TrueType files of the matplotlib package, in training and held-out faces."""
 
 import functools
 import importlib.util

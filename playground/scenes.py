@@ -1,5 +1,6 @@
 """Scenes: coloured shapes in rows."""
 
+import itertools
 import math
 import random
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Scene:
         asked = []
         for row in self.rows:
             things = [(colour, shape) for _, _, colour, shape in row]
-            for left, right in zip(things, things[1:], strict=False):
+            for left, right in itertools.pairwise(things):
                 for side, thing, answer in (("right", left, right), ("left", right, left)):
                     if thing in unique:
                         text = f"What is {side} of the {' '.join(thing)}?"
@@ -84,7 +85,7 @@ def compose(rng: random.Random, split: Split, size: tuple[int, int], max_shapes:
         max_shapes: at most so many shapes (the pre-training curriculum starts with few).
     """
     while True:
-        cell = rng.choice((40, 48, 56, 64))
+        cell = rng.choice((48, 64))
         columns, lines = size[0] // cell, size[1] // cell
         most = min(columns * lines, max_shapes)
         repeated = rng.choice(SHAPES)

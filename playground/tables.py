@@ -1,4 +1,4 @@
-"""Columns of real tables for the charts: the files inside the vega_datasets package, split into training and held-out tables."""
+"""Columns of real tables for the charts: files of the vega_datasets package, training and held-out."""
 
 import csv
 import functools
