@@ -9,7 +9,6 @@ from PIL import Image, ImageFont
 from playground.fonts import load_font
 from playground.splits import Split
 
-
 PATCH = 16  # px; text stands on this grid, give or take a pixel or two: a small tower learns to read it in minutes
 
 

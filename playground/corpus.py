@@ -1,4 +1,4 @@
-"""The text that the LLM learns from: captions, and questions answered from a caption. No picture is ever drawn for it."""
+"""The text that the LLM learns from: captions, and questions answered from a caption. No picture is ever drawn."""
 
 import random
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from playground.splits import TRAIN
 
 SYSTEM_PROMPT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-_PLAIN_SHARE = 0.15
-_COPY_SHARE = 0.1
+_PLAIN_SHARE = 0.1
+_COPY_SHARE = 0.25
 _MAX_TURNS = 4
 
 # A piece of text and whether the LLM is trained on it.
@@ -24,7 +24,7 @@ def plain_text(caption: str) -> list[Span]:
 
 
 def chat_text(context: str, questions: list[Question]) -> list[Span]:
-    """The `qwen_2_5` template with a caption where the image will stand; answers and their end tokens are trained on."""
+    """The `qwen_2_5` template, a caption where the image will stand; trained on answers and their end tokens."""
     spans = [(f"{TURN_START}system\n{SYSTEM_PROMPT}{TURN_END}\n", False)]
     for number, question in enumerate(questions):
         lead = f"{context}\n" if number == 0 else ""

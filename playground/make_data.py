@@ -132,8 +132,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"make_data: {message}\n")
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m playground.make_data", description="Draw the embedded data set.")
+    parser = _Parser(prog="python -m playground.make_data", description="Draw the embedded data set.")
     parser.add_argument("--output", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-images", type=_count, default=TRAIN_IMAGES)

@@ -71,6 +71,8 @@ def _draw_bar(pen: ImageDraw.ImageDraw, x: int, y: int, rng: random.Random, spli
         pen.text((left, y + PATCH + PATCH // 2), number, fill=ink, font=font, anchor="lm")
     else:
         middle = y + rng.choice((PATCH // 2, CELL_HEIGHT - PATCH // 2)) + rng.randint(-1, 1)
-        pen.rectangle((x + 2 * PATCH, max(y, middle - half), x + CELL_WIDTH - 1, min(y + 31, middle + half)), fill=COLOURS[colour])
+        pen.rectangle(
+            (x + 2 * PATCH, max(y, middle - half), x + CELL_WIDTH - 1, min(y + 31, middle + half)), fill=COLOURS[colour]
+        )
         pen.text((x + rng.randint(2, 4), middle), number, fill=ink, font=font, anchor="lm")
     return f"{colour}: {number}"

@@ -1,4 +1,6 @@
-"""Pre-trains the embedded default's LLM on text alone: `python -m playground.pretrain_llm --output playground/models/llm`.
+"""Pre-trains the embedded default's LLM on text alone.
+
+`python -m playground.pretrain_llm --output playground/models/llm`
 
 It learns to say captions and to answer questions from a caption (corpus.py). The tokenizer must be in the folder
 already (train_tokenizer). Half-made weights stay in OUTPUT/checkpoint.pt; the finished model is saved as bfloat16.
@@ -16,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qw
 from playground.corpus import TURN_END, Span, training_texts
 from playground.pretraining import pretrain
 
-STEPS, BATCH, PEAK_LR = 2200, 16, 3e-3
+STEPS, BATCH, PEAK_LR = 2000, 16, 2e-3
 IGNORE = -100
 
 
@@ -25,7 +27,7 @@ def llm_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:
     return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        intermediate_size=384,
+        intermediate_size=320,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -88,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         steps=args.steps,
         peak=PEAK_LR,
         evaluate=lambda: answer_accuracy(model, tokenizer),
+        evaluate_every=200,
     )
     model.to(torch.bfloat16).save_pretrained(args.output)
     checkpoint.unlink()

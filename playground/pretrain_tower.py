@@ -1,4 +1,6 @@
-"""Pre-trains the embedded default's vision tower: `python -m playground.pretrain_tower --output playground/models/tower`.
+"""Pre-trains the embedded default's vision tower.
+
+`python -m playground.pretrain_tower --output playground/models/tower --tokenizer playground/models/llm`
 
 Sigmoid contrast of images and captions, as SigLIP is trained, at one fixed size (128×128 px). First mosaics
 (mosaic.py), then every other batch whole pictures of the training generator, squashed to the size, of one kind per

@@ -1,25 +1,30 @@
 """The closed vocabularies. Words are shared by the training and the held-out split; their combinations are not."""
 
-NAMES = (
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+NAMES = _words(
     "Adam Alice Anna Ben Clara David Emma Erik Felix Greta Hugo Ida Igor Jack Julia Karl "
     "Kim Leo Lucy Marta Max Nora Oscar Paul Rosa Ruth Sam Tom Ula Vera Will Zoe"
-).split()
-CITIES = (
+)
+CITIES = _words(
     "Accra Basel Bath Bonn Cairo Cork Davos Delhi Dubai Essen Fez Ghent Graz Hanoi Izmir Kyiv "
     "Lagos Lima Lyon Malmo Milan Minsk Nice Osaka Oslo Paris Perth Porto Quito Rome Sofia Tokyo"
-).split()
-ITEMS = (
+)
+ITEMS = _words(
     "apple bread brush candy chair clock cup desk drum flute fork glove jam juice kite knife "
     "lamp melon milk oven paper pen phone rice rope salt shoe soap sugar table towel watch"
-).split()
-PETS = (
+)
+PETS = _words(
     "bat bear bee camel cat cow crab crow deer dog duck eagle fish fox frog goat "
     "hare horse lion mole mouse owl panda pig rat seal sheep snail swan tiger wolf zebra"
-).split()
-JOBS = (
+)
+JOBS = _words(
     "actor baker boxer chef clerk coach cook diver drama fire gamer guard guide host judge law "
     "maid mayor miner model nanny navy nurse pilot poet rider sales smith spy tutor vet waiter"
-).split()
+)
 
 # Field of a document -> its values; None stands for a number from 10 to 99.
 FIELDS: dict[str, list[str] | None] = {
