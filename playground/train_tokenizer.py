@@ -16,7 +16,10 @@ from playground.corpus import END_OF_TEXT, TURN_END, TURN_START, training_texts
 VOCABULARY = 1280
 _TEXTS = 8000
 # Qwen2's cut: contractions, words with their space, single digits, punctuation, white space.
-_QWEN2_CUT = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+_QWEN2_CUT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def train_tokenizer() -> Qwen2Tokenizer:
