@@ -81,8 +81,7 @@ def load_image(path: str | os.PathLike) -> Image.Image:
         raise FileNotFoundError(f"image file not found: {path}")
     try:
         with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(image)  # decodes the whole file
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more
         raise ValueError(f"cannot read image {path}: {error or type(error).__name__}") from error
 
