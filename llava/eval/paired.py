@@ -90,7 +90,7 @@ def large_only(rows: list[Row], fixed_size: int) -> list[Row]:
     """The rows about images that are not square and above 1.5 times the fixed area."""
     rows = [row for row in rows if is_large(row, fixed_size)]
     if not rows:
-        raise ValueError(f"no row is about an image that is not square and larger than 1.5 times {fixed_size} x {fixed_size} pixels.")
+        raise ValueError(f"no row is about a non-square image above 1.5 times the area of --fixed-size {fixed_size}.")
     return rows
 
 

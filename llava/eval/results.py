@@ -31,6 +31,7 @@ QUESTIONS, CAPTIONS = "qa", "captions"
 BLANK, RANDOM_TOWER = "blank", "random_tower"
 RESULTS_FOLDER = "evaluation"
 REPORT_NAME = "report.html"
+_FIELDS = {"id", "kind", "image", "width", "height", "question", "answer", "prediction"}
 
 
 def result_path(run: Path, task: str, stage: str, condition: str | None = None) -> Path:
@@ -77,7 +78,7 @@ def read_rows(path: Path) -> list[Row]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: malformed JSON: {error.msg}.") from error
-        if not isinstance(row, dict) or not {"id", "kind", "image", "prediction"} <= row.keys():
+        if not isinstance(row, dict) or not row.keys() >= _FIELDS or not row.keys() & {"correct", "hits"}:
             raise ValueError(f"{path}, line {number}: no row of python -m llava.eval.held_out.")
         rows.append(row)
     if not rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+NOT_MEASURED = "–"  # noqa: RUF001  a dash is meant
+
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their longest cell; the first flush left, the others flush right."""
@@ -15,7 +17,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def percent(share: float | None) -> str:
     """0.614 -> "61.4 %"; a dash where nothing was measured."""
-    return "–" if share is None else f"{100 * share:.1f} %"  # noqa: RUF001  a dash is meant
+    return NOT_MEASURED if share is None else f"{100 * share:.1f} %"
 
 
 def _cell(text: str, widths: Sequence[int], column: int) -> str:

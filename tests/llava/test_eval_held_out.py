@@ -1,0 +1,170 @@
+"""Held-out evaluation with real tiny models."""
+
+import json
+
+import pytest
+import torch
+
+from llava.conversation import conv_templates
+from llava.data.encoding import ConversationEncoder
+from llava.data.records import build_conversation
+from llava.eval.answering import Answerer
+from llava.eval.held_out import main
+from llava.eval.items import make_item
+from llava.eval.models import load_checkpoint, randomise
+from llava.eval.results import read_rows, summary_path
+from llava.eval.scoring import accuracy, fact_hits, is_exact_match, is_large
+from llava.inference import prompt_ids
+from llava.mm_utils import load_image
+from tests.llava import tiny
+
+pytest_plugins = ["tests.llava.eval_parts"]
+
+
+def evaluate(model, colours, tmp_path, *flags, task="captions"):
+    """Run the command; returns its rows."""
+    output = tmp_path / "out.jsonl"
+    file = ["--model-path", str(model), f"--{task}", str(colours / "data.json")]
+    main([*file, "--image-folder", str(colours / "images"), "--output", str(output), *flags])
+    return read_rows(output)
+
+
+def test_a_trained_model_reads_its_images_and_only_by_looking(run, colours, tmp_path):
+    seen = accuracy(evaluate(run / "stage2_native", colours, tmp_path))["accuracy"]
+    blank = accuracy(evaluate(run / "stage2_native", colours, tmp_path, "--blank"))["accuracy"]
+    noise = accuracy(evaluate(run / "stage2_native", colours, tmp_path, "--random-tower"))["accuracy"]
+    assert seen == 1.0
+    assert blank <= 0.5
+    assert noise <= 0.5
+
+
+def test_rows_and_summary_say_what_was_asked_answered_and_right(run, colours, tmp_path, capsys):
+    rows = evaluate(run / "stage2_native", colours, tmp_path, "--conv-mode", "plain", "--limit", "6", task="questions")
+    assert rows[5] == {
+        "id": "c5", "kind": "cold", "image": "5.png", "width": 32, "height": 64, "question": tiny.QUESTION,
+        "answer": "green", "prediction": "green", "correct": True,
+    }  # fmt: skip
+    summary = json.loads(summary_path(tmp_path / "out.jsonl").read_text())
+    assert (summary["task"], summary["n"], summary["accuracy"]) == ("questions", 6, 1.0)
+    assert summary["kinds"]["warm"] == {"n": 3, "scored": 3, "accuracy": 1.0}
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "6", "100.0", "%"]
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_a_stage_1_folder_and_the_untrained_start_can_be_evaluated(run, llm, siglip, colours, tmp_path):
+    assert len(evaluate(run / "stage1", colours, tmp_path, "--max-new-tokens", "4", task="questions")) == 16
+    start = [
+        "--untrained",
+        "--vision-tower",
+        f"comp-siglip:{siglip}",
+        "--max-new-tokens",
+        "4",
+        "--max-num-vistoken",
+        "9",
+    ]
+    first = evaluate(llm, colours, tmp_path, *start, task="questions")
+    assert first == evaluate(llm, colours, tmp_path, *start, task="questions")  # seeded
+
+
+def test_forced_squash_gives_other_answers_than_the_checkpoints_own_size(run, colours):
+    loaded = load_checkpoint(str(run / "stage2_native"), device="cpu")
+    image = load_image(colours / "images" / "0.png")
+    native = loaded.image_processor([image], force_resize=None)["image_grid_thw"]
+    assert native.tolist() == [[1, 6, 8]]
+    assert loaded.image_processor([image], force_resize=32)["image_grid_thw"].tolist() == [[1, 4, 4]]
+    fixed = load_checkpoint(str(run / "stage1"), device="cpu").image_processor
+    assert fixed([image], force_resize=None)["image_grid_thw"].tolist() == [[1, 4, 4]]  # as it was trained
+
+
+def test_answers_in_batches_are_those_of_one_by_one(run, colours):
+    loaded = load_checkpoint(str(run / "stage2_native"), device="cpu")
+    template = conv_templates["qwen_2_5"]
+    items = [
+        make_item(record, template, loaded.tokenizer, str(colours / "images"), with_facts=False)
+        for record in json.loads((colours / "data.json").read_text())
+    ]
+    parts = (loaded.model, loaded.tokenizer, loaded.image_processor, template)
+    batched = Answerer(*parts, max_new_tokens=8, batch_size=5)(items)
+    alone = Answerer(*parts, max_new_tokens=8, batch_size=1)(items)
+    assert batched == alone
+    assert [(answer.width, answer.height) for answer in batched[3:5]] == [(64, 48), (32, 64)]
+
+
+@pytest.mark.parametrize("version", sorted(conv_templates))
+def test_the_prompt_is_the_unsupervised_beginning_of_the_training_text(run, version):
+    tokenizer = load_checkpoint(str(run / "stage2_native"), device="cpu").tokenizer
+    conversation = build_conversation(tiny.record("r", "0.png", "red"), conv_templates[version])
+    encoder = ConversationEncoder(tokenizer, conv_templates[version], label_mask="answers", max_length=512)
+    encoded = encoder(conversation, [1])
+    length = int((encoded.labels >= 0).nonzero()[0])
+    conversation.messages[1][1] = None
+    assert torch.equal(prompt_ids(conversation, tokenizer), encoded.input_ids[:length])
+
+
+def test_a_random_tower_forgets_all_but_the_scale_of_its_weights(run, colours):
+    loaded = load_checkpoint(str(run / "stage2_native"), device="cpu")
+    inputs = loaded.image_processor([load_image(colours / "images" / "0.png")])
+    before = loaded.model.get_model().encode_images(**inputs)
+    weight = next(p for p in loaded.model.get_vision_tower().parameters() if p.dim() == 2)
+    std = weight.std().item()
+    randomise(loaded.model.get_vision_tower(), seed=0)
+    after = loaded.model.get_model().encode_images(**inputs)
+    assert not torch.allclose(before, after, atol=0.1)
+    assert weight.std().item() == pytest.approx(std, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("fact", "caption", "stands"),
+    [
+        ("red square", "A scene. Red square, blue circle", True),
+        ("red: 4", "red: 42; blue: 4", False),
+        ("blue: 4", "red: 42; blue: 4", True),
+        ("total: 4", "total: 4.", True),
+        ("total: 4", "total: 4.5", False),
+        ("4", "14 or 3.4", False),
+        ("a.b", "axb", False),
+    ],
+)
+def test_a_fact_counts_where_it_stands_verbatim(fact, caption, stands):
+    assert fact_hits([fact], caption) == [stands]
+
+
+def test_exact_match_forgives_case_white_space_and_a_period():
+    assert is_exact_match(" Red.\n", "red")
+    assert not is_exact_match("dark red", "red")
+    assert not is_exact_match("", "red")
+
+
+def test_large_is_neither_square_nor_within_one_and_a_half_times_the_fixed_area():
+    assert is_large({"width": 384, "height": 160}, 192)
+    assert not is_large({"width": 288, "height": 192}, 192)  # exactly 1.5 times
+    assert not is_large({"width": 300, "height": 300}, 192)
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "message"),
+    [
+        ({}, ["--model-path", "nowhere/at/all"], "nowhere/at/all"),
+        ({}, ["--model-path", "{run}"], "stage2_native"),
+        ({}, ["--untrained"], "--vision-tower"),
+        ({}, ["--vision-tower", "comp-siglip"], "--untrained"),
+        ({"facts": None}, [], "facts"),
+        ({"image": "missing.png"}, [], "missing.png"),
+        ({"image": "../data.json"}, [], "outside"),
+        ({"conversations": tiny.record("x", "0.png", "red")["conversations"] * 2}, [], "one exchange"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_file(run, colours, tmp_path, capsys, change, flags, message):
+    records = json.loads((colours / "data.json").read_text())
+    records[3] |= change
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    flags = [flag.format(run=run) for flag in flags]
+    with pytest.raises(SystemExit) as exit_info:
+        main(
+            ["--model-path", str(run / "stage2_native"), "--captions", str(tmp_path / "data.json"),
+             "--image-folder", str(colours / "images"), "--output", str(tmp_path / "out.jsonl"), *flags]
+        )  # fmt: skip
+    assert message in exit_info.value.code
+    assert "\n" not in exit_info.value.code
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "out.jsonl").exists()
