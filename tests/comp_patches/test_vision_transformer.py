@@ -1,0 +1,148 @@
+"""The packed transformer: packed = one by one, block order everywhere, gradients to everything."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from comp_patches.vision_transformer import VisionTransformerConfig
+from tests.comp_patches import naive
+from tests.comp_patches.conftest import TINY
+
+GRIDS = [(1, 4, 4), (1, 2, 10), (1, 6, 4), (1, 4, 4), (1, 8, 6)]
+
+
+def split(features, grids):
+    return features.split([t * h * w for t, h, w in grids])
+
+
+def test_packed_images_match_one_by_one(tiny_tower, random_patches):
+    tower, pixels = tiny_tower(), random_patches(GRIDS)
+    together = split(tower(pixels, torch.tensor(GRIDS)), GRIDS)
+    for part, grid, patches in zip(together, GRIDS, split(pixels, GRIDS), strict=True):
+        assert_close(part, tower(patches, [grid]), atol=2e-5, rtol=1e-5)
+
+
+def test_packed_gradients_match_the_sum_of_one_by_one(tiny_tower, random_patches):
+    tower, pixels = tiny_tower(), random_patches(GRIDS)
+    (tower(pixels, GRIDS) ** 2).sum().backward()
+    together = {name: parameter.grad.clone() for name, parameter in tower.named_parameters()}
+    tower.zero_grad()
+    for grid, patches in zip(GRIDS, split(pixels, GRIDS), strict=True):
+        (tower(patches, [grid]) ** 2).sum().backward()
+    for name, parameter in tower.named_parameters():
+        assert (together[name] - parameter.grad).norm() <= 1e-4 * parameter.grad.norm() + 1e-7, name
+
+
+def test_the_order_of_images_does_not_matter(tiny_tower, random_patches):
+    tower, pixels = tiny_tower(), random_patches(GRIDS)
+    order = [3, 0, 4, 2, 1]
+    forward = split(tower(pixels, GRIDS), GRIDS)
+    parts = split(pixels, GRIDS)
+    permuted_grids = [GRIDS[i] for i in order]
+    permuted = split(tower(torch.cat([parts[i] for i in order]), permuted_grids), permuted_grids)
+    for i, part in zip(order, permuted, strict=True):
+        assert_close(part, forward[i], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "merge_size"), [(3, 3, 1), (1, 7, 1), (5, 2, 1), (6, 10, 2), (2, 8, 2), (14, 12, 2)]
+)
+@pytest.mark.parametrize("use_rope", [True, False])
+def test_patches_embedding_and_angles_follow_one_order(tiny_tower, random_patches, rows, cols, merge_size, use_rope):
+    tower = tiny_tower(merge_size=merge_size, use_rope=use_rope, num_hidden_layers=1)
+    pixels = random_patches([(1, rows, cols)])
+    with torch.no_grad():
+        assert_close(tower(pixels, [(1, rows, cols)]), naive.tower(tower, pixels, rows, cols), atol=1e-4, rtol=1e-4)
+
+
+def test_block_and_raster_order_are_the_same_image(tiny_tower, random_patches):
+    rows, cols = 6, 10
+    block, raster = tiny_tower(merge_size=2), tiny_tower(merge_size=1)
+    pixels = random_patches([(1, rows, cols)])  # in raster order
+    index = torch.tensor([y * cols + x for y, x in naive.block_order(rows, cols, 2)])
+    assert_close(
+        block(pixels[index], [(1, rows, cols)]), raster(pixels, [(1, rows, cols)])[index], atol=2e-5, rtol=1e-5
+    )
+
+
+def test_one_gradient_reaches_every_parameter(tiny_tower, random_patches):
+    tower = tiny_tower()
+    tower(random_patches(GRIDS), GRIDS).square().sum().backward()
+    for name, parameter in tower.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_tower, random_patches):
+    plain, checkpointed = tiny_tower(), tiny_tower()
+    checkpointed.gradient_checkpointing_enable()
+    for tower in (plain, checkpointed):
+        tower.train()(random_patches(GRIDS), GRIDS).square().sum().backward()
+    for (name, ours), theirs in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad, msg=name)
+
+
+def test_each_frame_of_a_video_is_an_image_of_its_own(tiny_tower, random_patches):
+    tower, pixels = tiny_tower(), random_patches([(3, 4, 6)])
+    assert_close(tower(pixels, [(3, 4, 6)]), tower(pixels, [(1, 4, 6)] * 3), atol=0, rtol=0)
+
+
+def test_without_position_embedding_there_is_no_table(tiny_tower, random_patches):
+    tower = tiny_tower(position_embedding_kind="none")
+    assert not any("position_embedding" in name for name in tower.state_dict())
+    assert tower(random_patches(GRIDS), GRIDS).isfinite().all()
+
+
+def test_bf16_tower_keeps_its_angles_in_float32(tiny_tower, random_patches):
+    tower = tiny_tower()
+    frames = [(40, 60)]
+    _, exact = tower.embed(random_patches([(1, 40, 60)]), frames)
+    _, cast = tower.bfloat16().embed(random_patches([(1, 40, 60)]), frames)
+    assert cast[0].dtype == torch.float32
+    assert_close(cast, exact, atol=0, rtol=0)
+
+
+def test_bf16_output_stays_near_float32(tiny_tower, random_patches):
+    tower, pixels = tiny_tower(), random_patches(GRIDS)
+    exact = tower(pixels, GRIDS)
+    rounded = tower.bfloat16()(pixels, GRIDS)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).norm() < 0.03 * exact.norm()
+
+
+def test_no_image_gives_no_features(tiny_tower):
+    assert tiny_tower()(torch.zeros(0, 588), torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 48)
+
+
+def test_grids_that_disagree_with_the_patches_are_refused_with_both_numbers(tiny_tower, random_patches):
+    with pytest.raises(ValueError, match=r"describes 16 patches in 1 frame.s., but pixel_values holds 24"):
+        tiny_tower()(random_patches([(1, 4, 6)]), [(1, 4, 4)])
+
+
+def test_odd_grids_need_raster_order(tiny_tower, random_patches):
+    with pytest.raises(ValueError, match="3x5 patches does not divide into blocks of 2x2"):
+        tiny_tower()(random_patches([(1, 3, 5)]), [(1, 3, 5)])
+
+
+def test_config_survives_json():
+    config = VisionTransformerConfig(**TINY, position_interpolation="bicubic", rope_theta=100.0)
+    assert VisionTransformerConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("position_interpolation", "nearest", "Known: bilinear, bicubic"),
+        ("position_embedding_order", "rastor", "Known: block, raster"),
+        ("hidden_size", 50, "not a multiple of num_attention_heads=4"),
+        ("hidden_size", 40, "multiple of 4, but hidden_size=40 over 4 heads is 10"),
+    ],
+)
+def test_config_refuses_what_no_tower_can_be(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        VisionTransformerConfig(**TINY | {field: value})
+
+
+def test_unknown_config_key_names_the_nearest():
+    with pytest.raises(ValueError, match=r"'use_ropes' is no field .* Did you mean 'use_rope'"):
+        VisionTransformerConfig.from_dict(VisionTransformerConfig(**TINY).to_dict() | {"use_ropes": True})
