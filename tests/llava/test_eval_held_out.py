@@ -78,7 +78,7 @@ def test_forced_squash_gives_other_answers_than_the_checkpoints_own_size(run, co
 
 def test_answers_in_batches_are_those_of_one_by_one(run, colours):
     loaded = load_checkpoint(str(run / "stage2_native"), device="cpu")
-    template = conv_templates["qwen_2_5"]
+    template = conv_templates["plain"]
     items = [
         make_item(record, template, loaded.tokenizer, str(colours / "images"), with_facts=False)
         for record in json.loads((colours / "data.json").read_text())
@@ -87,6 +87,7 @@ def test_answers_in_batches_are_those_of_one_by_one(run, colours):
     batched = Answerer(*parts, max_new_tokens=8, batch_size=5)(items)
     alone = Answerer(*parts, max_new_tokens=8, batch_size=1)(items)
     assert batched == alone
+    assert {answer.text for answer in batched} == set(tiny.COLOURS)
     assert [(answer.width, answer.height) for answer in batched[3:5]] == [(64, 48), (32, 64)]
 
 
