@@ -69,7 +69,10 @@ def _resume(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     if not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, weights_only=True)
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint}: left by a model of other sizes; delete it to start anew") from error
     optimizer.load_state_dict(state["optimizer"])
     print(f"{checkpoint}: going on from step {state['step']}")
     return state["step"]
