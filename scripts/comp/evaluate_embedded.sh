@@ -6,48 +6,45 @@ set -euo pipefail
 PRESET=${PRESET:-embedded}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 load_preset
-RESULTS="$RUN/evaluation"
 
 main() {
-  dry_run || make_directory "$RESULTS"
-  make_untrained
+  # Questions: before anything is trained, before and after Stage III, and the controls, which must not read the image.
+  untrained_answers ""
+  untrained_answers blank --blank
+  answers stage2_native ""
+  answers stage3_sft ""
+  answers stage3_sft blank --blank
+  answers stage3_sft random_tower --random-tower
 
-  # Questions: before anything is trained, before and after Stage III, and the two controls that must fail.
-  answer untrained untrained
-  answer untrained_blank untrained --blank
-  answer stage2_native stage2_native
-  answer stage3_sft stage3_sft
-  answer stage3_sft_blank stage3_sft --blank
-  answer stage3_sft_random_tower stage3_sft --random-tower
-
-  # Captions: what native resolution adds. The fixed stage sees images as it was trained, squashed; the native one as they are.
-  caption stage2_fixed stage2_fixed --force-resize 192
-  caption stage2_native stage2_native
+  # Captions: what native resolution adds. Each model sees the images as it was trained to, squashed or as they are.
+  captions stage2_fixed
+  captions stage2_native
 
   run "$PYTHON" -m llava.eval.report --run "$RUN"
 }
 
-answer() { evaluate "qa_$1" "$2" --questions "$DATA_ROOT/heldout_qa.json" "${@:3}"; }
-caption() { evaluate "captions_$1" "$2" --captions "$DATA_ROOT/heldout_captions.json" "${@:3}"; }
-
-evaluate() { # NAME STAGE FLAGS...
-  local output="$RESULTS/$1.jsonl" stage=$2
-  if ! dry_run; then
-    finished "$RUN/$stage" || return 0
-    # Evaluated already, and not trained again since.
-    if [[ -s $output && $output -nt $RUN/$stage/finished.json ]]; then return 0; fi
-    say "evaluating $1"
-  fi
-  run "$PYTHON" -m llava.eval.held_out --model-path "$RUN/$stage" --image-folder "$DATA_ROOT" --output "$output" "${@:3}"
+answers() { # STAGE CONDITION FLAGS...
+  evaluate "$1" "qa_$1${2:+_$2}" --model-path "$RUN/$1" --questions "$DATA_ROOT/heldout_qa.json" "${@:3}"
 }
 
-# The model that Stage I starts from, as a checkpoint: one step of Stage I at learning rate 0 leaves the adapter random.
-make_untrained() {
-  local output="$RUN/untrained"
-  if ! dry_run && { finished "$output" || ! finished "$RUN/stage1"; }; then return 0; fi
-  build_command stage1 "$output" --learning_rate 0 --max_steps 1 --use_alignment_loss False
-  run "${COMMAND[@]}"
-  dry_run || record_finish untrained "$output"
+untrained_answers() { # CONDITION FLAGS...
+  evaluate stage1 "qa_untrained${1:+_$1}" --untrained --model-path "$LLM" --vision-tower "$VISION_TOWER" \
+    --max-num-vistoken "$MAX_NUM_VISTOKEN" --questions "$DATA_ROOT/heldout_qa.json" "${@:2}"
+}
+
+captions() { # STAGE
+  evaluate "$1" "captions_$1" --model-path "$RUN/$1" --captions "$DATA_ROOT/heldout_captions.json"
+}
+
+# Once STAGE is finished; not again for a result that is newer than it.
+evaluate() { # STAGE RESULT FLAGS...
+  local marker="$RUN/$1/finished.json" output="$RUN/evaluation/$2.jsonl"
+  if ! dry_run; then
+    [[ -f $marker ]] || return 0
+    [[ ! -s $output || $marker -nt $output ]] || return 0
+    say "evaluating $2"
+  fi
+  run "$PYTHON" -m llava.eval.held_out --image-folder "$DATA_ROOT" --fixed-size "$FIXED_SIZE" --output "$output" "${@:3}"
 }
 
 run() { if dry_run; then print_command "$@"; else "$@"; fi; }

@@ -9,6 +9,8 @@ VISION_TOWER=${VISION_TOWER:-comp-siglip:playground/models/tower}
 LLM=${LLM:-playground/models/llm}
 DATA_ROOT=${DATA_ROOT:-$RUN/data}
 STAGE2_DATA=$DATA_ROOT/stage2.json
+FIXED_SIZE=192       # px, of Stage II fixed
+MAX_NUM_VISTOKEN=128 # of an image, in every stage
 
 EVERY_STAGE=(
   --image_folder "$DATA_ROOT"
@@ -18,7 +20,7 @@ EVERY_STAGE=(
   --lr_scheduler_type cosine
   --warmup_ratio 0.03
   --min_num_vistoken 4
-  --max_num_vistoken 128
+  --max_num_vistoken "$MAX_NUM_VISTOKEN"
   --model_max_length 512
   --gradient_checkpointing False
   --group_by_modality_length True
@@ -60,7 +62,7 @@ recipe_stage2_fixed() {
     --mm_projector_type downsample_mlp \
     --pretrain_mm_mlp_adapter "$RUN/stage1/mm_projector.bin" \
     --max_steps 250 \
-    --force_resize 192
+    --force_resize "$FIXED_SIZE"
 }
 
 recipe_stage2_native() {
