@@ -10,8 +10,9 @@ from playground.content import Content
 from playground.splits import Split
 
 COMPOSERS = {"document": documents.compose, "chart": charts.compose, "scene": scenes.compose}
-# Charts and scenes also come in the narrow sizes that are too slim for a document.
-_SMALL_SHARE = 0.45
+_SMALL_SHARE = 0.5
+# Of the small training pictures: those that the tower's pre-training size leaves as they are teach Stage I most.
+_UNSCALED_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def choose_size(rng: random.Random, split: Split) -> tuple[int, int]:
     """A size of the split; small and large ones in fixed shares, since the lists differ in length."""
     small = sizes.SMALL_TRAIN_SIZES if split.name == "train" else sizes.SMALL_HELDOUT_SIZES
     if rng.random() < _SMALL_SHARE:
-        return rng.choice(small)
+        unscaled = split.name == "train" and rng.random() < _UNSCALED_SHARE
+        return sizes.PRETRAINING_SIZE if unscaled else rng.choice(small)
     return rng.choice([size for size in split.sizes if size not in small])
 
 

@@ -27,7 +27,7 @@ VERSION = 1
 TRAIN_IMAGES = 6000
 HELDOUT_IMAGES = 450
 # Stage I squashes to the tower's 128×128 px: it gets the pictures that are still legible then.
-STAGE1_MAX_AREA = 192 * 192
+STAGE1_MAX_AREA = 160 * 128
 _TURNS = {"train": 5, "heldout": 3}
 _JPEG_SHARE = 0.2
 _CHUNK = 32

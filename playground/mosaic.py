@@ -17,14 +17,33 @@ SIDE = 128
 COLUMNS, ROWS = 2, 4
 CELLS = COLUMNS * ROWS
 CELL_WIDTH, CELL_HEIGHT = SIDE // COLUMNS, SIDE // ROWS
+BLOCK = 2 * PATCH  # px; what the adapter will make one visual token of
+BLOCKS_PER_CELL = CELL_WIDTH * CELL_HEIGHT // BLOCK**2
 WORDS = [(field, word) for field, words in FIELDS.items() if words for word in words]
+# Of a range of 2: more than the edge of a neighbour's letter.
+_INK = 0.5
 _KINDS, _SHARES = ("word", "number", "field", "bar", "shape"), (0.55, 0.13, 0.06, 0.16, 0.1)
 
 
-def cell_order() -> torch.Tensor:
-    """(64,) numbers of the patches (row-major) sorted by cell, the eight of a cell together."""
-    grid = torch.arange((SIDE // PATCH) ** 2).view(ROWS, CELL_HEIGHT // PATCH, COLUMNS, CELL_WIDTH // PATCH)
-    return grid.permute(0, 2, 1, 3).reshape(-1)
+def patch_order(pooling: str) -> torch.Tensor:
+    """(64,) numbers of the patches (row-major) sorted so that those that are pooled together are adjacent.
+
+    Args:
+        pooling: "cell" (the eight patches of a cell) or "block" (2×2 patches; a cell's two blocks are adjacent).
+    """
+    if pooling == "cell":
+        grid = torch.arange((SIDE // PATCH) ** 2).view(ROWS, CELL_HEIGHT // PATCH, COLUMNS, CELL_WIDTH // PATCH)
+        return grid.permute(0, 2, 1, 3).reshape(-1)
+    blocks = CELL_WIDTH // BLOCK
+    grid = torch.arange((SIDE // PATCH) ** 2).view(ROWS, BLOCK // PATCH, COLUMNS, blocks, BLOCK // PATCH)
+    return grid.permute(0, 2, 3, 1, 4).reshape(-1)
+
+
+def inked_blocks(pixels: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 128, 128) -> (B·16,) whether something is drawn in a block, in the order of `patch_order("block")`."""
+    split = pixels.unflatten(2, (ROWS, BLOCK)).unflatten(4, (COLUMNS * BLOCKS_PER_CELL, BLOCK))
+    spread = split.amax(dim=(3, 5)) - split.amin(dim=(3, 5))
+    return (spread.amax(dim=1) > _INK).reshape(-1)
 
 
 def draw_mosaic(rng: random.Random, split: Split) -> tuple[Image.Image, list[str]]:

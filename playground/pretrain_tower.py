@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from playground import mosaic, sizes
@@ -29,8 +29,8 @@ from playground.pretraining import pretrain
 from playground.splits import HELDOUT, TRAIN, Split
 from playground.words import COLOURS, NUMBERS, SHAPES
 
-STEPS, BATCH, PEAK_LR = 6000, 12, 1e-3
-WHOLE_PICTURES_FROM = 0.6  # share of the steps after which whole pictures join
+STEPS, BATCH, PEAK_LR = 4000, 12, 1e-3
+WHOLE_PICTURES_FROM = 0.7  # share of the steps after which whole pictures join
 _WHOLE_BATCH = 16
 _KIND_SHARES = (0.5, 0.3, 0.2)  # document, chart, scene
 _PARTS = 6  # captions per whole picture
@@ -55,12 +55,22 @@ def mosaic_batch(rng: random.Random, split: Split, count: int) -> tuple[torch.Te
     return torch.stack([to_pixels(image) for image, _ in drawn]), [text for _, texts in drawn for text in texts]
 
 
-def mosaic_loss(model: Contrast, rng: random.Random, order: torch.Tensor) -> torch.Tensor:
-    """Contrast of every cell with every caption of the batch."""
-    pixels, captions = mosaic_batch(rng, TRAIN, BATCH)
+def mosaic_vectors(model: Contrast, pixels: torch.Tensor, captions: list[str], pooling: str):
+    """Vectors of the cells of mosaics, or of the blocks in which something is drawn, and the caption of each."""
+    order = mosaic.patch_order(pooling)
+    if pooling == "cell":
+        return model.image_vectors(pixels, order, mosaic.CELLS), captions
+    inked = mosaic.inked_blocks(pixels)
+    captions = [caption for caption in captions for _ in range(mosaic.BLOCKS_PER_CELL)]
+    vectors = model.image_vectors(pixels, order, mosaic.CELLS * mosaic.BLOCKS_PER_CELL)
+    return vectors[inked], [caption for caption, kept in zip(captions, inked.tolist(), strict=True) if kept]
+
+
+def mosaic_loss(model: Contrast, rng: random.Random, pooling: str) -> torch.Tensor:
+    """Contrast of every cell or block with every caption of the batch."""
+    images, captions = mosaic_vectors(model, *mosaic_batch(rng, TRAIN, BATCH), pooling)
     texts = sorted(set(captions))
     holds = torch.tensor([[text == caption for text in texts] for caption in captions])
-    images = model.image_vectors(pixels, order, mosaic.CELLS)
     return sigmoid_loss(model.logits(images, model.text_vectors(texts)), holds)
 
 
@@ -86,17 +96,22 @@ def picture_loss(model: Contrast, rng: random.Random) -> torch.Tensor:
     return sigmoid_loss(model.logits(model.image_vectors(pixels), model.text_vectors(texts)), holds)
 
 
-def reading_accuracy(model: Contrast, split: Split, count: int = 48) -> dict[str, float]:
-    """Share of mosaic cells whose caption wins among all captions of its kind (160 words, 90 numbers, ...)."""
-    pixels, captions = mosaic_batch(random.Random("probe"), split, count)
-    images = model.image_vectors(pixels, mosaic.cell_order(), mosaic.CELLS)
+def reading_accuracy(model: Contrast, split: Split, pooling: str, count: int = 48) -> dict[str, float]:
+    """Share of cells or blocks whose caption wins among all captions of its kind (160 words, 90 numbers, ...)."""
+    images, captions = mosaic_vectors(model, *mosaic_batch(random.Random("probe"), split, count), pooling)
     accuracy = {}
     for kind, candidates in _CANDIDATES.items():
-        cells = [cell for cell, caption in enumerate(captions) if caption in set(candidates)]
-        best = (images[cells] @ model.text_vectors(candidates).T).argmax(1).tolist()
-        right = sum(candidates[guess] == captions[cell] for guess, cell in zip(best, cells, strict=True))
-        accuracy[kind] = right / len(cells)
+        chosen = [place for place, caption in enumerate(captions) if caption in set(candidates)]
+        best = (images[chosen] @ model.text_vectors(candidates).T).argmax(1).tolist()
+        right = sum(candidates[guess] == captions[place] for guess, place in zip(best, chosen, strict=True))
+        accuracy[kind] = right / len(chosen)
     return accuracy
+
+
+def load_tower(model: Contrast, folder: Path) -> None:
+    """Takes the weights of a saved tower; the head and the text tower, which are never saved, stay as they are."""
+    weights = load_file(folder / "model.safetensors")
+    model.vision.load_state_dict({n.removeprefix("vision_model."): w.float() for n, w in weights.items()}, strict=False)
 
 
 def save_tower(model: Contrast, output: Path) -> None:
@@ -127,19 +142,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder of the tower")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with the LLM's tokenizer")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--pooling", choices=("cell", "block"), default="block", help="what the head pools of a mosaic")
+    parser.add_argument("--start-from", type=Path, help="folder of an earlier tower; head and text tower start anew")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     model = Contrast(AutoTokenizer.from_pretrained(args.tokenizer))
-    order = mosaic.cell_order()
+    if args.start_from:
+        load_tower(model, args.start_from)
 
     def loss_of_step(step: int) -> torch.Tensor:
         rng = random.Random(f"tower/{step}")
-        if step >= WHOLE_PICTURES_FROM * args.steps and step % 2:
+        if step >= WHOLE_PICTURES_FROM * args.steps and step % 3 == 0:
             return picture_loss(model, rng)
-        return mosaic_loss(model, rng, order)
+        return mosaic_loss(model, rng, args.pooling)
 
     def evaluate() -> str:
-        seen, unseen = (reading_accuracy(model, split) for split in (TRAIN, HELDOUT))
+        seen, unseen = (reading_accuracy(model, split, args.pooling) for split in (TRAIN, HELDOUT))
         return ", ".join(f"{kind} {seen[kind]:.0%} (unseen fonts {unseen[kind]:.0%})" for kind in seen)
 
     checkpoint = args.output / "checkpoint.pt"

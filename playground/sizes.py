@@ -3,6 +3,8 @@
 A visual token covers 32×32 px (patch 16, merge 2), so 384×160 px is 60 tokens.
 """
 
+PRETRAINING_SIZE = (128, 128)
+
 # Legible after the squash to the tower's pre-training size of 128×128 px.
 SMALL_TRAIN_SIZES = (
     (128, 96),
