@@ -3,6 +3,7 @@
 Nothing here is shared with the package: order, coordinates, angles and interpolation are written a second time.
 """
 
+import cmath
 import math
 
 import numpy as np
@@ -40,16 +41,14 @@ def position_map(table: torch.Tensor, rows: int, cols: int, mode: str = "bilinea
 
 
 def rotate(vector: torch.Tensor, y: int, x: int, theta: float = 10000.0) -> torch.Tensor:
-    """One head's vector (d,), pair by pair: channel c with c + d/2, the first d/4 pairs by y, the rest by x."""
+    """One head's vector (d,): channels c and c + d/2 are a complex number; the first d/4 turn by y, the rest by x."""
     d = len(vector)
-    out = vector.clone()
+    turns = []
     for c in range(d // 2):
         j, position = (c, y) if c < d // 4 else (c - d // 4, x)
-        angle = position * theta ** (-2 * j / (d / 2))
-        first, second = vector[c], vector[c + d // 2]
-        out[c] = first * math.cos(angle) - second * math.sin(angle)
-        out[c + d // 2] = second * math.cos(angle) + first * math.sin(angle)
-    return out
+        turns.append(cmath.exp(1j * position * theta ** (-2 * j / (d / 2))))
+    turned = torch.complex(vector[: d // 2], vector[d // 2 :]) * torch.tensor(turns, dtype=torch.complex64)
+    return torch.cat((turned.real, turned.imag))
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ def test_a_packed_batch_matches_interpolating_each_image(interpolation, table, c
         full = naive.position_map(reference_table.reshape(*table, -1), rows, cols, mode, antialias)
         expected += [full[y, x] for y, x in naive.block_order(rows, cols, 2)]
     expected = torch.stack(expected)
-    assert_close(packed, expected, atol=1e-5, rtol=1e-5)
+    assert_close(packed, expected, atol=5e-5, rtol=1e-5)
 
     direction = torch.randn(packed.shape, generator=generator)
     (packed * direction).sum().backward()

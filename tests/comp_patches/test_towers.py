@@ -119,7 +119,8 @@ def test_a_whole_dual_encoder_gives_its_vision_half(tmp_path, caplog):
     model.save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
         tower = load_vision_transformer(str(tmp_path), merge_size=1, use_rope=False)
-    assert not caplog.records  # text tower, head and final norm surprise nobody
+    ours = [record for record in caplog.records if record.name.startswith("comp_patches")]
+    assert not ours  # text tower, head and final norm surprise nobody
     images = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     expected = model.vision_model(images, output_hidden_states=True).hidden_states[-1][0]
     assert_close(tower(raster_patches(images, 14), [[1, 4, 4]]), expected, atol=1e-4, rtol=1e-4)
@@ -275,7 +276,7 @@ def test_a_foreign_model_type_is_an_error_that_names_it(siglip_folder):
 
 def test_a_name_that_contradicts_the_checkpoint_is_an_error(tmp_path, tiny_tower):
     save_vision_transformer(tiny_tower(family="dinov2"), tmp_path)
-    with pytest.raises(ValueError, match=r"asks for a 'siglip' checkpoint, but .* dinov2"):
+    with pytest.raises(ValueError, match=r"asks for a 'siglip' checkpoint, but .* \(dinov2\)"):
         load_vision_config(f"comp-siglip:{tmp_path}")
 
 
@@ -288,5 +289,5 @@ def test_a_path_that_is_not_there_says_what_was_expected(name):
 def test_malformed_config_is_an_error_with_its_position(siglip_folder):
     folder, _ = siglip_folder
     (folder / "config.json").write_text('{"model_type": ')
-    with pytest.raises(ValueError, match=r"config.json is no valid JSON: .* char"):
+    with pytest.raises(ValueError, match=r"config.json is no valid JSON: .*\(char 15\)"):
         load_vision_config(str(folder))

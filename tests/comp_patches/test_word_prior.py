@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
+from comp_patches.commands.word_prior import main
 from comp_patches.word_prior import fit_prior, load_counts, load_prior, prior_from_counts, save_counts
 
 WORDS = ["<unk>", "a", "red", "cat", "blue", "never"]
@@ -60,7 +61,9 @@ def test_command_counts_the_answers_and_nothing_else(tokenizer_folder, tmp_path)
         record(("human", "<image>"), ("gpt", "a blue cat")),
     ]
     (tmp_path / "data.json").write_text(json.dumps(records))
-    run(tmp_path / "data.json", tokenizer_folder, tmp_path / "prior.safetensors", check=True)
+    arguments = ["--data_path", str(tmp_path / "data.json"), "--tokenizer", str(tokenizer_folder)]
+    command = [sys.executable, "-m", "comp_patches.word_prior", *arguments]
+    subprocess.run([*command, "--output", str(tmp_path / "prior.safetensors")], check=True, capture_output=True)
     counts, metadata = load_counts(tmp_path / "prior.safetensors")
     assert dict(zip(WORDS, counts.tolist(), strict=True)) == {
         "<unk>": 1, "a": 2, "red": 2, "cat": 2, "blue": 1, "never": 0,
@@ -69,13 +72,7 @@ def test_command_counts_the_answers_and_nothing_else(tokenizer_folder, tmp_path)
 
 
 def test_command_says_in_one_line_what_is_missing(tokenizer_folder, tmp_path):
-    done = run(tmp_path / "none.json", tokenizer_folder, tmp_path / "prior.safetensors", check=False)
-    assert done.returncode != 0
-    assert "none.json" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def run(data, tokenizer, output, *, check):
-    command = [sys.executable, "-m", "comp_patches.word_prior"]
-    arguments = ["--data_path", str(data), "--tokenizer", str(tokenizer), "--output", str(output)]
-    return subprocess.run(command + arguments, check=check, capture_output=True, text=True)
+    arguments = ["--data_path", str(tmp_path / "none.json"), "--tokenizer", str(tokenizer_folder)]
+    with pytest.raises(SystemExit, match=r"error: .*none.json") as stopped:
+        main([*arguments, "--output", str(tmp_path / "prior.safetensors")])
+    assert "\n" not in str(stopped.value)
