@@ -169,21 +169,29 @@ def test_a_record_that_teaches_nothing_is_bad(turns, reason):
         encode(record)
 
 
-def test_turns_are_cut_whole_at_every_length():
+@pytest.mark.parametrize("bos", [False, True])
+def test_turns_are_cut_whole_at_every_length(bos):
     """For each max_length: the longest prefix of exchanges that fits, its images whole, the rest gone."""
+    tokenizer = make_tokenizer(bos=bos)
     record = make_record("<image>\nOne?", "A.", "<image>\nTwo?", "Bee.", "Three?", "Sea.")
     images = [5, 7]
     prefixes = [make_record(*[turn["value"] for turn in record["conversations"][:count]]) for count in (2, 4, 6)]
-    whole = [encode(prefix, tokens_per_image=images[:seen]) for prefix, seen in zip(prefixes, (1, 2, 2), strict=True)]
+    whole = [
+        encode(prefix, tokens_per_image=images[:seen], tokenizer=tokenizer)
+        for prefix, seen in zip(prefixes, (1, 2, 2), strict=True)
+    ]
     lengths = [len(encoded.input_ids) for encoded in whole]
     for max_length in range(lengths[-1] + 3):
         fitting = sum(length <= max_length for length in lengths)
         if not fitting:
             message = f"first answer ends at token {lengths[0]}, beyond model_max_length={max_length}"
             with pytest.raises(BadSampleError, match=message):
-                encode(record, tokens_per_image=images, max_length=max_length)
+                encode(record, tokens_per_image=images, tokenizer=tokenizer, max_length=max_length)
             continue
-        encoded, expected = encode(record, tokens_per_image=images, max_length=max_length), whole[fitting - 1]
+        encoded, expected = (
+            encode(record, tokens_per_image=images, tokenizer=tokenizer, max_length=max_length),
+            whole[fitting - 1],
+        )
         assert encoded.input_ids.tolist() == expected.input_ids.tolist()
         assert encoded.labels.tolist() == expected.labels.tolist()
         assert (encoded.num_images, encoded.answers) == (expected.num_images, expected.answers)
