@@ -29,7 +29,7 @@ def clean_environment(**values: str) -> dict[str, str]:
 def run_script(name: str, *flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     command = ["bash", str(ROOT / "scripts/comp" / f"{name}.sh"), *flags]
     return subprocess.run(
-        command, cwd=cwd, env=clean_environment(**environment), capture_output=True, text=True, timeout=120
+        command, cwd=cwd, env=clean_environment(**environment), capture_output=True, text=True, timeout=600
     )
 
 
