@@ -1,5 +1,6 @@
 """The shipped starting models: transformers loads them, they are small, and the tokenizer loses nothing."""
 
+import contextlib
 import itertools
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen2ForCausalLM, SiglipImageProcessorPil, SiglipVisionModel
 
 import playground
+from playground import mosaic
 from playground.corpus import END_OF_TEXT, TURN_END, TURN_START, training_texts
-from playground.train_tokenizer import train_tokenizer
+from playground.pretraining import pretrain
+from playground.words import COLOURS, FIELDS
 
 MODELS = Path(playground.__file__).parent / "models"
 MAX_BYTES = 2_100_000
@@ -71,5 +74,41 @@ def test_digits_stand_alone(tokenizer):
     assert len(tokenizer("1234")["input_ids"]) == 4
 
 
-def test_shipped_tokenizer_is_the_one_its_script_trains(tokenizer):
-    assert train_tokenizer().get_vocab() == tokenizer.get_vocab()
+def test_every_word_of_the_pictures_is_one_token(tokenizer):
+    words = [word for values in FIELDS.values() if values for word in values] + list(COLOURS)
+    for word in words:
+        assert len(tokenizer(word)["input_ids"]) == 1, word
+        assert len(tokenizer(f" {word}")["input_ids"]) == 1, word
+
+
+def test_block_order_sorts_patches_by_the_adapter_s_blocks():
+    """The first block is the two patches of two rows at the top left, the second the one to its right."""
+    order = mosaic.patch_order("block").tolist()
+    assert order[:8] == [0, 1, 8, 9, 2, 3, 10, 11]
+    assert sorted(order) == list(range(64))
+    assert set(mosaic.patch_order("cell")[:8].tolist()) == set(order[:8])
+
+
+def test_inked_blocks_are_those_with_a_drawing():
+    pixels = torch.ones(1, 3, 128, 128)
+    pixels[0, :, 40, 100] = -1.0  # row 1 of cells, right column, right block
+    assert mosaic.inked_blocks(pixels).nonzero().tolist() == [[7]]
+
+
+def test_interrupted_pretraining_ends_as_an_uninterrupted_one(tmp_path):
+    def run(checkpoint, *lengths):
+        for steps in lengths:
+            torch.manual_seed(0)
+            model = torch.nn.Linear(3, 1)
+            batches = [torch.randn(4, 3, generator=torch.Generator().manual_seed(step)) for step in range(6)]
+
+            def loss_of_step(step, model=model, batches=batches, steps=steps):
+                if step == steps:
+                    raise KeyboardInterrupt
+                return model(batches[step]).square().mean()
+
+            with contextlib.suppress(KeyboardInterrupt):
+                pretrain(model, loss_of_step, checkpoint, steps=6, peak=0.1, warmup=2, save_every=1)
+        return model.weight.detach()
+
+    torch.testing.assert_close(run(tmp_path / "whole.pt", 6), run(tmp_path / "cut.pt", 3, 6), rtol=0, atol=0)
