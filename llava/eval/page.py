@@ -13,8 +13,8 @@ from llava.eval.page_style import STYLE
 from llava.eval.scoring import Row
 from llava.eval.word_map import WordMap
 
-CELL = 64  # side of a visual token in a word map, SVG user units
-_FONT, _LETTER = 15, 0.58  # a word map's font size, and a letter's width in font sizes
+CELL = 56  # side of a visual token in a word map, SVG user units
+_FONT, _LETTER = 14, 0.58  # a word map's font size, and a letter's width in font sizes
 _LARGEST_SIDE = 448  # pixels of an embedded image
 
 
@@ -83,9 +83,9 @@ def word_map_figure(image: Image.Image, words: WordMap, caption: str) -> str:
         for column, nearest in enumerate(line)
     ]
     return (
-        f'<figure class="words"><figcaption>{escape(caption)}</figcaption><div class="scroll">'
+        f'<figure class="words" style="--full:{width}px"><figcaption>{escape(caption)}</figcaption><div class="scroll">'
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="words nearest to each visual token" '
-        f'style="width:100%;max-width:{width}px;min-width:{round(0.7 * width)}px">'
+        f'style="width:100%;min-width:{round(0.7 * width)}px">'
         f'<image href="{data_uri(image)}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
         f"{''.join(cells)}</svg></div></figure>"
     )

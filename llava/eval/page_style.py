@@ -19,7 +19,7 @@ code { font: .9em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywh
 .tile, .card, .chart, .bars { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .tile { padding: 12px 16px; } .tile b { display: block; font-size: 1.7rem; line-height: 1.25; font-weight: 600; }
 .tile span { color: var(--soft); font-size: .88rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin-top: 16px; } .scroll + p, .barchart + p { margin-top: 16px; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 14px 6px 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { font-weight: 500; } th:first-child, td:first-child { text-align: left; }
@@ -44,13 +44,15 @@ th { font-weight: 500; } th:first-child, td:first-child { text-align: left; }
   margin-bottom: 8px; }
 .card dl { margin: 0; font-size: .9rem; display: grid; grid-template-columns: auto 1fr; gap: 0 8px; }
 .card dt { color: var(--soft); } .card dd { margin: 0; overflow-wrap: anywhere; }
-.verdict { margin-top: auto; padding-top: 6px; font-size: .85rem; font-weight: 600; display: flex;
-  justify-content: space-between; }
+.verdict { margin-top: auto; padding-top: 6px; font-size: .85rem; font-weight: 600; display: flex; flex-wrap: wrap;
+  justify-content: space-between; column-gap: 8px; } .verdict span { white-space: nowrap; }
 .verdict .soft { font-weight: 400; } .right { color: var(--right); } .wrong { color: var(--wrong); }
-.words { margin: 0 0 20px; } .words svg { display: block; border: 1px solid var(--line); border-radius: 6px; }
-.words figcaption { font-size: .88rem; margin-bottom: 6px; max-width: 90ch; overflow-wrap: anywhere; }
+.wordmaps { display: flex; flex-wrap: wrap; gap: 8px 24px; align-items: flex-start; }
+.words { margin: 0 0 12px; width: min(100%, var(--full)); } .words .scroll { margin-top: 0; }
+.words svg { display: block; border: 1px solid var(--line); border-radius: 6px; }
+.words figcaption { font-size: .88rem; margin-bottom: 6px; overflow-wrap: anywhere; }
 .words .cell { fill: #fff; fill-opacity: .72; stroke: #00000030; }
-.words .word { font: 15px system-ui, sans-serif; fill: #26262a; text-anchor: middle; }
+.words .word { font: 14px system-ui, sans-serif; fill: #26262a; text-anchor: middle; }
 .words .named { fill: #0b4fb3; font-weight: 700; }
 footer { margin-top: 48px; color: var(--soft); font-size: .85rem; }
 """

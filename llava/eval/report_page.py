@@ -69,7 +69,7 @@ def report_page(results: RunResults, folder: Path, word_maps: list[str]) -> str:
             "Words that visual tokens align to",
             "On each visual token the word of the LLM's vocabulary that is nearest to it by cosine, after the adapter; "
             "hover for five. Words of the image's true caption, which stands above it, are blue.",
-            *word_maps,
+            page.grid("wordmaps", word_maps),
         ),
         "<footer>Made by <code>python -m llava.eval.report</code>.</footer>",
     ]

@@ -26,7 +26,7 @@ from llava.eval.scoring import Row, accuracy, accuracy_by, is_large
 from llava.eval.tables import NOT_MEASURED, percent
 
 DEFAULT_FIXED_SIZE = 192
-CONDITION_TITLES = {None: "", BLANK: "blank images", RANDOM_TOWER: "random tower"}
+CONDITION_TITLES = {None: "", BLANK: "blank", RANDOM_TOWER: "random tower"}
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ def kind_table(results: RunResults) -> tuple[list[str], list[list[str]]]:
     last = results.last_stage(QUESTIONS)
     if last is None:
         return [], []
-    columns = {"": results.get(QUESTIONS, last)}
-    if last != UNTRAINED:
-        columns = {"before": results.get(QUESTIONS, UNTRAINED), "after": results.get(QUESTIONS, last)}
-        columns["before, blank"] = results.get(QUESTIONS, UNTRAINED, BLANK)
-    for condition in (BLANK, RANDOM_TOWER):
-        columns[CONDITION_TITLES[condition]] = results.get(QUESTIONS, last, condition)
+    columns = {}
+    for when, stage in (("before", UNTRAINED), ("after", last)):
+        for condition, title in CONDITION_TITLES.items():
+            columns[f"{when}, {title}" if title else when] = results.get(QUESTIONS, stage, condition)
+    if last == UNTRAINED:
+        columns = {title: rows for title, rows in columns.items() if title.startswith("before")}
     columns = {title: rows for title, rows in columns.items() if rows}
     scores = {title: accuracy_by(rows, lambda row: row["kind"]) for title, rows in columns.items()}
     counts = accuracy_by(results.get(QUESTIONS, last), lambda row: row["kind"])
