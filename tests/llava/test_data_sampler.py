@@ -29,8 +29,9 @@ def test_every_sample_comes_once_and_whole_steps_have_one_modality(lengths, batc
     assert rest == sorted(rest, reverse=True)  # left over, those with images first
 
 
-def test_long_samples_are_spread_over_the_batches_of_a_step():
-    indices = order([100, 1, 1, 100, 1, 1, 100, 1, 1], batch_size=3, batches_per_step=3)
+@pytest.mark.parametrize("seed", range(8))
+def test_long_samples_are_spread_over_the_batches_of_a_step(seed):
+    indices = order([100, 1, 1, 100, 1, 1, 100, 1, 1], batch_size=3, batches_per_step=3, seed=seed)
     for start in (0, 3, 6):
         assert sum(index % 3 == 0 for index in indices[start : start + 3]) == 1
 
