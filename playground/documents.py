@@ -58,19 +58,22 @@ class Document:
         return image
 
 
-def compose(rng: random.Random, split: Split, size: tuple[int, int], max_fields: int = len(FIELDS)) -> Document:
+def compose(
+    rng: random.Random, split: Split, size: tuple[int, int], max_fields: int = len(FIELDS), words: int | None = None
+) -> Document:
     """A document of the split: some fields, each at most once, in random cells.
 
     Args:
         size: width and height in px, at least 128×64.
         max_fields: at most so many fields (the pre-training curriculum starts with few).
+        words: only the first so many words of each field; None = all.
     """
     cells = (size[0] // COLUMN_WIDTH) * (size[1] // LINE_HEIGHT)
     most = min(cells, len(FIELDS), max_fields)
     while True:
         count = rng.randint(min(3, most), most)
         fields = rng.sample(list(FIELDS), count)
-        entries = tuple((field, rng.choice(FIELDS[field] or NUMBERS)) for field in fields)
+        entries = tuple((field, rng.choice((FIELDS[field] or [])[:words] or NUMBERS)) for field in fields)
         document = Document(size, entries, tuple(sorted(rng.sample(range(cells), count))))
         if split.owns(document.caption()):
             return document

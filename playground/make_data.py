@@ -1,7 +1,7 @@
 """Draws the embedded data set: `python -m playground.make_data --output DIR`.
 
 DIR/images/*.png|jpg
-DIR/stage1.json, stage2.json, stage3.json     LLaVA JSON: captions of small pictures, captions, questions and answers
+DIR/stage1.json, stage2.json, stage3.json     LLaVA JSON: simple captions, captions, questions and answers
 DIR/stage1.yaml, stage2.yaml, stage3.yaml     the same as mixtures, for --data_path
 DIR/heldout_captions.json, heldout_qa.json    the held-out split, one record per caption or question
 DIR/settings.json                             written last: its presence means that the folder is complete
@@ -24,10 +24,7 @@ from playground.records import caption_record, heldout_caption_record, heldout_q
 from playground.splits import HELDOUT, TRAIN, Split
 
 VERSION = 1
-TRAIN_IMAGES = 6000
-HELDOUT_IMAGES = 450
-# Stage I squashes to the tower's 128×128 px: it gets the pictures that are still legible then.
-STAGE1_MAX_AREA = 160 * 128
+TRAIN_IMAGES, HELDOUT_IMAGES = 12000, 450
 _TURNS = {"train": 5, "heldout": 3}
 _JPEG_SHARE = 0.2
 _CHUNK = 32
@@ -45,12 +42,9 @@ def draw_one(number: int, *, split: Split, seed: int, images: Path) -> dict[str,
             "heldout_qa": heldout_question_records(name, file, picture, questions),
         }
     caption = caption_record(name, file, picture)
-    small = picture.image.width * picture.image.height <= STAGE1_MAX_AREA
-    return {
-        "stage1": [caption] if small else [],
-        "stage2": [caption],
-        "stage3": [question_record(name, file, questions)],
-    }
+    if picture.simple:
+        return {"stage1": [caption]}
+    return {"stage2": [caption], "stage3": [question_record(name, file, questions)]}
 
 
 def _save(picture: Picture, images: Path, name: str) -> str:

@@ -6,6 +6,7 @@ A visual token covers 32×32 px (patch 16, merge 2), so 384×160 px is 60 tokens
 PRETRAINING_SIZE = (128, 128)
 
 # Legible after the squash to the tower's pre-training size of 128×128 px.
+SIMPLE_TRAIN_SIZES = ((128, 96), (128, 128), (128, 128), (160, 128))
 SMALL_TRAIN_SIZES = (
     (128, 96),
     (128, 128),

@@ -25,9 +25,9 @@ EVERY_STAGE=(
   --gradient_checkpointing False
   --group_by_modality_length True
   --dataloader_num_workers 0
-  --logging_steps 5
+  --logging_steps 10
   --save_strategy steps --save_steps 50 --save_total_limit 1
-  --report_to none
+  --report_to tensorboard
   --seed 42
 )
 WHOLE_MODEL=mm_vision_tower,mm_mlp_adapter,mm_language_model
@@ -47,8 +47,8 @@ recipe_stage1() {
     --version plain
     --data_path "$DATA_ROOT/stage1.json"
     --mm_tunable_parts mm_mlp_adapter
-    --max_steps 150
-    --learning_rate 1e-3
+    --max_steps 450
+    --learning_rate 3e-3
     --use_rope False
     --force_resize pretrained
     "${ALIGNMENT[@]}" "${EVERY_STAGE[@]}"
@@ -61,12 +61,12 @@ recipe_stage2_fixed() {
     --vision_tower "$VISION_TOWER" \
     --mm_projector_type downsample_mlp \
     --pretrain_mm_mlp_adapter "$RUN/stage1/mm_projector.bin" \
-    --max_steps 250 \
+    --max_steps 100 \
     --force_resize "$FIXED_SIZE"
 }
 
 recipe_stage2_native() {
-  recipe_stage2 --model_name_or_path "$RUN/stage2_fixed" --max_steps 350 --force_resize none
+  recipe_stage2 --model_name_or_path "$RUN/stage2_fixed" --max_steps 450 --force_resize none
 }
 
 recipe_stage2() { # FLAGS of the half
@@ -76,7 +76,7 @@ recipe_stage2() { # FLAGS of the half
     --version qwen_2_5
     --data_path "$STAGE2_DATA"
     --mm_tunable_parts "$WHOLE_MODEL"
-    --learning_rate 1e-3 --mm_vision_tower_lr 1e-3 --mm_projector_lr 1e-3
+    --learning_rate 3e-4 --mm_vision_tower_lr 1e-3 --mm_projector_lr 3e-3
     --use_rope True
     "${ALIGNMENT[@]}" "${EVERY_STAGE[@]}"
   )
@@ -89,8 +89,8 @@ recipe_stage3_sft() {
     --version qwen_2_5
     --data_path "$DATA_ROOT/stage3.json"
     --mm_tunable_parts "$WHOLE_MODEL"
-    --max_steps 350
-    --learning_rate 1e-3 --mm_vision_tower_lr 1e-3 --mm_projector_lr 1e-3
+    --max_steps 400
+    --learning_rate 5e-4 --mm_vision_tower_lr 5e-4 --mm_projector_lr 1e-3
     --use_rope True
     --force_resize none
     --use_alignment_loss False
