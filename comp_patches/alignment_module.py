@@ -17,6 +17,7 @@ class AlignmentLoss(nn.Module):
 
     Args:
         prior: file made by `python -m comp_patches.word_prior`, or None for a uniform prior.
+        vocab_size: the model's V; a prior that does not fit it is refused here, before the first step.
         temperature, epsilon, iterations, mode, row_strength, prior_temperature: as in `alignment_loss`.
     """
 
@@ -24,6 +25,7 @@ class AlignmentLoss(nn.Module):
         self,
         *,
         prior: str | None = None,
+        vocab_size: int | None = None,
         temperature: float = 0.005,
         epsilon: float = 0.005,
         iterations: int = 3,
@@ -37,6 +39,8 @@ class AlignmentLoss(nn.Module):
         # Not a buffer: casting the model to bf16 must not round it, and meta initialisation must not lose it.
         self._file_prior = None if prior is None else load_prior(prior)
         self._prior: Tensor | None = None
+        if self._file_prior is not None and vocab_size is not None:
+            self._prior = fit_prior(self._file_prior, vocab_size)
 
     def forward(
         self,

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command. A mistake in flags or files is one line on stderr and exit status 2."""
+    """The command. A mistake in flags or files is one line on stderr and a failing exit."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
@@ -67,7 +67,8 @@ def build_stage(
     set_tunable_parts(model, parts)
     record_in_config(model.config, model_args, training_args, tokenizer)
     if model_args.use_alignment_loss:
-        loss = build_auxiliary_loss("alignment", **model_args.alignment_options())
+        options = model_args.alignment_options() | {"vocab_size": model.config.vocab_size}
+        loss = build_auxiliary_loss("alignment", **options)
         model.add_auxiliary_loss("alignment", loss, model_args.alignment_weight)
 
     dataset = LLaVADataset(

@@ -200,6 +200,10 @@ def bad_input(llm, siglip, data, tmp_path):
         "output below a file": ({"output_dir": tmp_path / "file" / "out"}, ["output_dir", "is a file"]),
         "checkpoint cut short": ({"model_name_or_path": cut}, [str(cut), "cut short"]),
         "unknown part": ({"mm_tunable_parts": "mm_head"}, ["mm_head", *PARTS]),
+        "prior of another tokenizer": (
+            {"use_alignment_loss": True, "word_prior": tiny.save_prior(tmp_path / "p.safetensors", tokenizer_size=900)},
+            ["900", "328"],
+        ),
         "alignment without prior": ({"use_alignment_loss": True}, ["--word_prior", "comp_patches.word_prior"]),
     }
 
@@ -214,6 +218,7 @@ BAD_INPUT = (
     "output below a file",
     "checkpoint cut short",
     "unknown part",
+    "prior of another tokenizer",
     "alignment without prior",
 )
 
