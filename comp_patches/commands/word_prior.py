@@ -44,11 +44,16 @@ def run(data_path: str, tokenizer_name: str, output: str) -> None:
 
 
 def answers_of(records: Iterable[dict]) -> Iterator[str]:
-    """The text of every answer in LLaVA records."""
+    """The text of every answer in LLaVA records; a record whose turns training would refuse counts for nothing."""
+    from llava.data.bad_samples import BadSampleError
+    from llava.data.records import read_turn
+
     for record in records:
-        for turn in record.get("conversations", ()):
-            if turn["from"] == "gpt":
-                yield turn["value"]
+        try:
+            turns = [read_turn(turn, index) for index, turn in enumerate(record["conversations"])]
+        except BadSampleError:
+            continue
+        yield from (text for role, text in turns if role == "assistant")
 
 
 def count_tokens(texts: Iterable[str], tokenizer, vocab_size: int) -> Tensor:

@@ -14,8 +14,11 @@ from torch import Tensor
 class ImageProcessor(Protocol):
     """Turns images into what its tower reads. Needs a config, no weights."""
 
+    patch_size: int
+    merge_size: int
+
     def __call__(self, images: Any, force_resize: int | None = None) -> dict[str, Tensor]:
-        """`{"pixel_values": (P, 3·p·p) float32, "image_grid_thw": (N, 3) int64, patches per axis}`."""
+        """`{"pixel_values": (P, 3·p·p) float32, "image_grid_thw": (N, 3) int64, in patches}`; empty for no images."""
         ...
 
     def num_visual_tokens(self, width: int, height: int) -> int:
