@@ -122,8 +122,8 @@ def _weight_files(path: Path) -> list[Path]:
         raise ValueError(f"{path} holds no {WEIGHTS_NAME} and no {INDEX_NAME}: only safetensors are read.")
     files = sorted({path / name for name in read_json(path / INDEX_NAME)["weight_map"].values()})
     for file in files:
-        if file.resolve().parent != path.resolve() and not file.exists():
-            raise ValueError(f"{path / INDEX_NAME} names {file.name}, which is missing.")
+        if file.parent != path or not file.exists():
+            raise ValueError(f"{path / INDEX_NAME} names {file}, which is missing or outside the folder.")
     return files
 
 

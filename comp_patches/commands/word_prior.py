@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -61,6 +61,6 @@ def count_tokens(texts: Iterable[str], tokenizer, vocab_size: int) -> Tensor:
     counts = torch.zeros(vocab_size, dtype=torch.int64)
     texts = iter(texts)
     while batch := list(islice(texts, TEXTS_AT_A_TIME)):
-        for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
-            counts += torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=vocab_size)
+        ids = list(chain.from_iterable(tokenizer(batch, add_special_tokens=False)["input_ids"]))
+        counts += torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=vocab_size)
     return counts

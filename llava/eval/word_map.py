@@ -1,4 +1,4 @@
-"""Which word each visual token stands nearest to (METHOD of the alignment loss, CoMP Sec. 2.3, read backwards).
+"""Which word each visual token stands nearest to (the alignment loss, CoMP Sec. 2.3, read backwards).
 
 T = visual tokens of one image, H = LLM width, V = vocabulary. The score is the cosine between the adapter's output and
 the LLM's word embeddings, the output ones where the two are not tied: the very space that the alignment loss works in.

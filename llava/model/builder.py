@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from llava.model.loading import ADAPTER_FILE, load_adapter_file, load_config, load_weights
+from llava.model.multimodal_encoder.base import TOWER_OPTIONS
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor, load_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 
@@ -78,9 +79,7 @@ def _load_adapter_checkpoint(path: str, base: str | None, config: Any, dtype: to
         raise ValueError(f"{path} holds an adapter only, and its config names no mm_base_model. Give model_base.")
     base_config = load_config(base)
     model = load_weights(base, base_config, dtype=dtype, attn_implementation=attention)
-    options = {
-        key: config.mm_vision_config[key] for key in ("use_rope", "merge_size") if key in config.mm_vision_config
-    }
+    options = {key: config.mm_vision_config[key] for key in (*TOWER_OPTIONS, "merge_size")}
     tower = load_vision_tower(config.mm_vision_tower, dtype=dtype, **options)
     projector = build_vision_projector(
         config.mm_projector_type, tower.hidden_size, model.config.hidden_size, tower.merge_size

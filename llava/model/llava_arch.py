@@ -110,7 +110,7 @@ class LlavaMetaForCausalLM:
         hidden_states = self._run_packed(cu_seqlens, max_seqlen, inputs_embeds=inputs_embeds, position_ids=position_ids)
         if labels is None:
             return LlavaOutput(logits=self.lm_head(hidden_states))
-        losses = {"decoding": decoding_loss(hidden_states, self.lm_head, labels, num_items_in_batch)}
+        losses = {"decoding": decoding_loss(hidden_states, self.lm_head.weight, labels, num_items_in_batch)}
         loss = losses["decoding"]
         if self.auxiliary_losses and self.training:
             visual_sample = self._sample_of_visual_tokens(image_grid_thw, image_sample, len(visual_tokens))
@@ -172,14 +172,12 @@ class LlavaMetaForCausalLM:
         align_cu_seqlens: Tensor,
         align_max_seqlen: int,
     ) -> tuple[Tensor, Tensor]:
-        """F_t of METHOD §4: per sample the mean last hidden state over its answers' text, read alone.
+        """F_t (paper, Sec. 2.3): per sample the mean last hidden state over its answers' text, read alone.
 
         Returns (S, H) fp32, un-normalised, and (S,) bool: False where a sample has no text.
         """
         lengths = align_cu_seqlens.diff().long()
         features = torch.zeros(num_samples, self.config.hidden_size, device=lengths.device)
-        if align_input_ids.numel() == 0:
-            return features, lengths > 0
         with evaluating(self.model):
             hidden = self._run_packed(
                 align_cu_seqlens, align_max_seqlen, input_ids=align_input_ids, position_ids=align_position_ids
@@ -207,6 +205,8 @@ class LlavaMetaForCausalLM:
             kwargs: transformers' generate arguments.
         """
         if pixel_values is None:
+            if inputs is not None and any((row == IMAGE_TOKEN_INDEX).any() for row in inputs):
+                raise ValueError("The prompt holds <image>, but no pixel_values were given.")
             return super().generate(inputs, **kwargs)
         rows = [row.reshape(-1) for row in inputs]
         tokens = self.get_model().tokens_per_image(image_grid_thw).tolist()

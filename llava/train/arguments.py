@@ -10,6 +10,8 @@ from typing import Any
 import transformers
 from transformers import HfArgumentParser
 
+from llava.model.multimodal_encoder.base import TOWER_OPTIONS
+
 logger = logging.getLogger(__name__)
 
 # Older names -> today's. The first five are the CoMP authors' release's, the last transformers'.
@@ -65,6 +67,8 @@ class ModelArguments:
     word_prior: str | None = field(default=None, metadata={"help": "File made by python -m comp_patches.word_prior."})
 
     def __post_init__(self):
+        if self.vision_tower_pretrained and not self.vision_tower:
+            raise ValueError("--vision_tower_pretrained needs --vision_tower, the name of the tower it is for.")
         if self.use_alignment_loss and self.word_prior is None:
             raise ValueError(
                 "--use_alignment_loss needs --word_prior FILE. Make one with: python -m comp_patches.word_prior "
@@ -73,8 +77,7 @@ class ModelArguments:
 
     def tower_options(self) -> dict[str, Any]:
         """The tower's own options that were set; the rest is the checkpoint's to say."""
-        names = ("use_rope", "position_embedding_kind", "position_interpolation", "position_embedding_order")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in TOWER_OPTIONS if getattr(self, name) is not None}
 
     def alignment_options(self) -> dict[str, Any]:
         """The options of the registered loss `alignment`."""

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -33,14 +35,23 @@ def save_adapter(state_dict: dict[str, Tensor], config: Any, folder: str) -> Non
     os.replace(temporary, Path(folder) / ADAPTER_FILE)
 
 
-def last_complete_checkpoint(output_dir: str) -> str | None:
-    """The newest `checkpoint-N` whose saving was not interrupted; interrupted ones are removed, with a line each."""
+def last_complete_checkpoint(output_dir: str, *, remove: bool) -> str | None:
+    """The newest `checkpoint-N` whose saving was not interrupted.
+
+    Args:
+        remove: delete interrupted ones, with a line each (one process of a run does).
+
+    Raises:
+        ValueError: a file of that checkpoint was cut short afterwards.
+    """
     folders = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step, reverse=True)
     for folder in folders:
         if _is_complete(folder):
+            _check_readable(folder)
             return str(folder)
-        logger.warning("%s: its saving was interrupted; removed.", folder)
-        shutil.rmtree(folder)
+        if remove:
+            logger.warning("%s: its saving was interrupted; removed.", folder)
+            shutil.rmtree(folder)
     return None
 
 
@@ -58,6 +69,20 @@ def check_output_dir(output_dir: str) -> None:
 def _step(folder: Path) -> int:
     suffix = folder.name.rpartition("-")[2]
     return int(suffix) if suffix.isdigit() else -1
+
+
+def _check_readable(folder: Path) -> None:
+    """Weights and optimizer must be whole: both formats keep their table of contents where a cut shows."""
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pt")):
+        try:
+            if file.suffix == ".safetensors":
+                safe_open(file, framework="pt")
+            elif not zipfile.is_zipfile(file):
+                raise ValueError("not a whole torch file")
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(
+                f"{file} was cut short ({error}). Delete {folder} to continue from an earlier one."
+            ) from error
 
 
 def _is_complete(folder: Path) -> bool:

@@ -31,7 +31,7 @@ class LLaVATrainer(Trainer):
         self.bad_samples = bad_samples
         self.adapter_only = list(learning_rates) == ["mm_mlp_adapter"]
         self._named_sums: dict[str, Tensor] = {}
-        self._named_since = 0
+        self._named_steps = 0.0  # optimizer steps that the sums span
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -61,7 +61,7 @@ class LLaVATrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """L = L_dec + Σ weight · auxiliary (METHOD §4).
+        """L = L_dec + Σ weight · auxiliary (paper, Sec. 2.4).
 
         L_dec is a mean over the supervised tokens of the whole batch, so its micro-batch shares simply add up; over
         ranks they are summed too, against the averaging of gradients. An auxiliary loss is a mean per micro-batch, and
@@ -74,6 +74,7 @@ class LLaVATrainer(Trainer):
         scales = {name: 1 / self.current_gradient_accumulation_steps for name in outputs.losses}
         scales["decoding"] = ranks if num_items_in_batch is not None else scales["decoding"]
         values = {name: scales[name] * value for name, value in outputs.losses.items()}
+        self._named_steps += 1 / self.current_gradient_accumulation_steps
         for name, value in values.items():
             self._named_sums[name] = self._named_sums.get(name, 0.0) + value.detach()
         loss = values["decoding"] + sum(weight * values[name] for name, weight in weights.items())
@@ -85,14 +86,13 @@ class LLaVATrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds every named loss, as a mean over the steps since the last log, to the Trainer's own values."""
-        steps = self.state.global_step - self._named_since
-        if "loss" in logs and self._named_sums and steps > 0:
+        if "loss" in logs and self._named_sums:
             names = sorted(self._named_sums)
             sums = self.accelerator.reduce(torch.stack([self._named_sums[name] for name in names]), reduction="mean")
             losses = {"decoding", *self.accelerator.unwrap_model(self.model).auxiliary_weights}
-            for name, value in zip(names, (sums / steps).tolist(), strict=True):
+            for name, value in zip(names, (sums / self._named_steps).tolist(), strict=True):
                 logs[f"loss_{name}" if name in losses else name] = value
-            self._named_sums, self._named_since = {}, self.state.global_step
+            self._named_sums, self._named_steps = {}, 0.0
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -109,8 +109,3 @@ class LLaVATrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif os.path.isfile(adapter):
             load_adapter_file((model or self.model).get_model().mm_projector, adapter)
-        self._named_since = _step_of(resume_from_checkpoint)
-
-
-def _step_of(checkpoint: str) -> int:
-    return int(checkpoint.rpartition("-")[2])

@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 def main(argv: list[str] | None = None) -> None:
     """The command. A mistake in flags or files is one line on stderr and a failing exit."""
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
     )
     try:
         trainer, checkpoint = build_stage(*parse_arguments(argv))
@@ -53,6 +55,10 @@ def build_stage(
 ) -> tuple[LLaVATrainer, str | None]:
     """Everything that a stage needs, checked before the first step; and the checkpoint to continue from, if any."""
     check_output_dir(training_args.output_dir)
+    if training_args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {training_args.n_gpu} GPUs. Launch one per GPU: torchrun --nproc_per_node=N."
+        )
     parts = parse_tunable_parts(model_args.mm_tunable_parts)
     if model_args.version not in conv_templates:
         raise ValueError(f"--version {model_args.version!r} is unknown. Known: {', '.join(sorted(conv_templates))}.")
@@ -60,7 +66,7 @@ def build_stage(
     set_seed(training_args.seed)
     _start_deepspeed_on_cpu(training_args)
 
-    checkpoint = last_complete_checkpoint(training_args.output_dir)
+    checkpoint = last_complete_checkpoint(training_args.output_dir, remove=training_args.process_index == 0)
     model = load_model(model_args, data_args, training_args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, training_args.model_max_length)
     image_processor = checkpoint_image_processor(model.config)
@@ -117,9 +123,10 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
     )
     has_tower = getattr(config, "mm_vision_tower", None) is not None
     if has_tower:
-        if name is not None and name.partition(":")[0] != config.mm_vision_tower.partition(":")[0]:
+        if name is not None and name not in (config.mm_vision_tower, config.mm_vision_tower.partition(":")[0]):
             raise ValueError(
-                f"--vision_tower {name}, but {model_args.model_name_or_path} was trained with {config.mm_vision_tower}."
+                f"--vision_tower {name}, but {model_args.model_name_or_path} holds its own tower, which began as "
+                f"{config.mm_vision_tower}. Leave the flag out, or start from the bare LLM."
             )
         config.mm_vision_config |= model_args.tower_options()
         config.mm_image_processor |= data_args.processor_options()

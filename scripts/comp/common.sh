@@ -135,7 +135,7 @@ ensure_data() {
   [[ -e $data ]] || die "$stage: data file $data is missing. docs/data.md says where it comes from and how it is laid out; DATA_ROOT or --data_path says where it is."
 }
 
-# The alignment loss weighs words by how often they stand in the Stage-II answers (METHOD: word prior).
+# The alignment loss weighs words by how often they stand in the Stage-II answers.
 ensure_word_prior() {
   local stage=$1
   [[ $(flag_value --use_alignment_loss) == True && $(flag_value --word_prior) == "$WORD_PRIOR" ]] || return 0

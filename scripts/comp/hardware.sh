@@ -14,7 +14,7 @@ detect_hardware() {
   fi
   detect_nodes
   WORLD=$((NUM_GPUS * NNODES))
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} ACCELERATE_CPU_AFFINITY=${ACCELERATE_CPU_AFFINITY:-1}
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
   LAUNCHER=(
     torchrun
     --nproc_per_node="$NUM_GPUS"

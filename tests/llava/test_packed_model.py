@@ -128,7 +128,7 @@ def test_decoding_loss_in_chunks_is_plain_cross_entropy_of_the_shifted_row():
     hidden = torch.randn(1, length, width, requires_grad=True)
     labels = torch.randint(0, vocabulary, (1, length))
     labels[:, ::7] = IGNORE_INDEX
-    loss = decoding_loss(hidden, head, labels)
+    loss = decoding_loss(hidden, head.weight, labels)
     expected = F.cross_entropy(head(hidden)[0, :-1], labels[0, 1:], ignore_index=IGNORE_INDEX)
     torch.testing.assert_close(loss, expected)
     for ours, theirs in zip(

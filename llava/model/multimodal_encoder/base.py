@@ -10,6 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+# The switches of the method that training flags may set; unset, a checkpoint's own stand.
+TOWER_OPTIONS = ("use_rope", "position_embedding_kind", "position_interpolation", "position_embedding_order")
+
 
 class ImageProcessor(Protocol):
     """Turns images into what its tower reads. Needs a config, no weights."""
