@@ -74,17 +74,21 @@ class Chart:
         return image
 
 
-def compose(rng: random.Random, split: Split, size: tuple[int, int], max_bars: int = 6) -> Chart:
+def compose(rng: random.Random, split: Split, size: tuple[int, int], max_bars: int = 6, easy: bool = False) -> Chart:
     """A chart of the split: a few rows of one column of one of its tables.
 
     Args:
         size: width and height in px, at least 96×96.
         max_bars: at most so many bars (the pre-training curriculum starts with few).
+        easy: values rounded to tens, no two bars alike.
     """
     most = min(max(size) // _SLOT, max_bars)
     while True:
         column = rng.choice(split.columns)
-        values = rng.sample(two_digit_values(column), rng.randint(min(3, most), most))
+        values = two_digit_values(column)
+        if easy:
+            values = tuple(dict.fromkeys(min(max(round(value, -1), 10), 90) for value in values))
+        values = rng.sample(values, min(rng.randint(min(3, most), most), len(values)))
         ranked = sorted(values, reverse=True)
         if len(ranked) > 1 and ranked[0] - ranked[1] < 2:
             continue

@@ -1,17 +1,19 @@
 """Documents: cards, forms and receipts with lines like `city: Oslo`."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
 from playground.content import PATCH, Question, dark_ink, lettering, light_background
 from playground.splits import Split
-from playground.words import FIELDS, NUMBERS
+from playground.words import FIELDS, NUMBERS, TENS
 
 COLUMN_WIDTH = 128
 LINE_HEIGHT = 32
 _VALUE_OFFSET = 4 * PATCH
+_EASY_WORDS = 6
 STYLES = ("card", "form", "receipt")
 
 
@@ -59,24 +61,30 @@ class Document:
 
 
 def compose(
-    rng: random.Random, split: Split, size: tuple[int, int], max_fields: int = len(FIELDS), words: int | None = None
+    rng: random.Random, split: Split, size: tuple[int, int], max_fields: int = len(FIELDS), easy: bool = False
 ) -> Document:
     """A document of the split: some fields, each at most once, in random cells.
 
     Args:
         size: width and height in px, at least 128×64.
         max_fields: at most so many fields (the pre-training curriculum starts with few).
-        words: only the first so many words of each field; None = all.
+        easy: few values: the first words of each field, and numbers in tens.
     """
     cells = (size[0] // COLUMN_WIDTH) * (size[1] // LINE_HEIGHT)
     most = min(cells, len(FIELDS), max_fields)
     while True:
         count = rng.randint(min(3, most), most)
         fields = rng.sample(list(FIELDS), count)
-        entries = tuple((field, rng.choice((FIELDS[field] or [])[:words] or NUMBERS)) for field in fields)
+        entries = tuple((field, rng.choice(_values(field, easy))) for field in fields)
         document = Document(size, entries, tuple(sorted(rng.sample(range(cells), count))))
         if split.owns(document.caption()):
             return document
+
+
+def _values(field: str, easy: bool) -> Sequence[str]:
+    if easy:
+        return FIELDS[field][:_EASY_WORDS] if FIELDS[field] else TENS
+    return FIELDS[field] or NUMBERS
 
 
 def _draw_frame(pen: ImageDraw.ImageDraw, size: tuple[int, int], rng: random.Random) -> None:

@@ -15,9 +15,8 @@ _SMALL_SHARE = 0.5
 _UNSCALED_SHARE = 0.6
 
 # What the data set's pictures show is less than what the starting models were pre-trained on, so that minutes suffice:
-# at most so many facts, and of each field's words the first so many.
+# at most so many facts, of the easy values.
 _MOST_FACTS = {"document": 4, "chart": 4, "scene": 5}
-_WORDS = 12
 # Training pictures: the simple ones of Stage I, and among the others those with few facts. An adapter that starts from
 # nothing learns to read where a caption has one or two facts; with full captions alone its loss stays on a plateau.
 _SIMPLE_SHARE, _SIMPLE_FACTS = 0.4, (1, 1, 2)
@@ -58,8 +57,8 @@ def make_picture(split: Split, seed: int, number: int) -> Picture:
     kind = tuple(COMPOSERS)[number % len(COMPOSERS)]
     simple, most = _difficulty(rng, split)
     size = rng.choice(sizes.SIMPLE_TRAIN_SIZES) if simple else choose_size(rng, split)
-    words = {"words": _WORDS} if kind == "document" else {}
-    content = COMPOSERS[kind](rng, split, size, min(most, _MOST_FACTS[kind]), **words)
+    easy = {} if kind == "scene" else {"easy": True}
+    content = COMPOSERS[kind](rng, split, size, min(most, _MOST_FACTS[kind]), **easy)
     return Picture(kind, content, content.draw(rng, split), rng, simple)
 
 

@@ -23,7 +23,7 @@ from playground.generate import Picture, make_picture
 from playground.records import caption_record, heldout_caption_record, heldout_question_records, question_record
 from playground.splits import HELDOUT, TRAIN, Split
 
-VERSION = 2
+VERSION = 3
 TRAIN_IMAGES, HELDOUT_IMAGES = 12000, 450
 _TURNS = {"train": 5, "heldout": 3}
 _JPEG_SHARE = 0.2

@@ -37,6 +37,7 @@ FIELDS: dict[str, list[str] | None] = {
     "room": None,
 }
 NUMBERS = tuple(str(n) for n in range(10, 100))
+TENS = NUMBERS[::10]
 
 # Colour name -> RGB. Far enough apart that JPEG and resizing cannot swap two of them.
 COLOURS: dict[str, tuple[int, int, int]] = {

@@ -47,7 +47,7 @@ recipe_stage1() {
     --version plain
     --data_path "$DATA_ROOT/stage1.json"
     --mm_tunable_parts mm_mlp_adapter
-    --max_steps 450
+    --max_steps 400
     --learning_rate 3e-3
     --use_rope False
     --force_resize pretrained
@@ -61,12 +61,12 @@ recipe_stage2_fixed() {
     --vision_tower "$VISION_TOWER" \
     --mm_projector_type downsample_mlp \
     --pretrain_mm_mlp_adapter "$RUN/stage1/mm_projector.bin" \
-    --max_steps 100 \
+    --max_steps 80 \
     --force_resize "$FIXED_SIZE"
 }
 
 recipe_stage2_native() {
-  recipe_stage2 --model_name_or_path "$RUN/stage2_fixed" --max_steps 450 --force_resize none
+  recipe_stage2 --model_name_or_path "$RUN/stage2_fixed" --max_steps 420 --force_resize none
 }
 
 recipe_stage2() { # FLAGS of the half
@@ -76,7 +76,7 @@ recipe_stage2() { # FLAGS of the half
     --version qwen_2_5
     --data_path "$STAGE2_DATA"
     --mm_tunable_parts "$WHOLE_MODEL"
-    --learning_rate 3e-4 --mm_vision_tower_lr 1e-3 --mm_projector_lr 3e-3
+    --learning_rate 1e-3 --mm_vision_tower_lr 1e-3 --mm_projector_lr 2e-3
     --use_rope True
     "${ALIGNMENT[@]}" "${EVERY_STAGE[@]}"
   )
@@ -90,7 +90,7 @@ recipe_stage3_sft() {
     --data_path "$DATA_ROOT/stage3.json"
     --mm_tunable_parts "$WHOLE_MODEL"
     --max_steps 400
-    --learning_rate 5e-4 --mm_vision_tower_lr 5e-4 --mm_projector_lr 1e-3
+    --learning_rate 1e-3 --mm_vision_tower_lr 7e-4 --mm_projector_lr 1e-3
     --use_rope True
     --force_resize none
     --use_alignment_loss False
