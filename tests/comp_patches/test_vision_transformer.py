@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from comp_patches import vision_transformer
 from comp_patches.vision_transformer import VisionTransformerConfig
 from tests.comp_patches import naive
 from tests.comp_patches.conftest import TINY
@@ -80,6 +81,13 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_tower, random_patches):
         tower.train()(random_patches(GRIDS), GRIDS).square().sum().backward()
     for (name, ours), theirs in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
         assert_close(ours.grad, theirs.grad, msg=name)
+
+
+def test_taking_the_mlp_in_pieces_changes_nothing(tiny_tower, random_patches, monkeypatch):
+    tower, pixels = tiny_tower(), random_patches(GRIDS)
+    whole = tower(pixels, GRIDS)
+    monkeypatch.setattr(vision_transformer, "CPU_MLP_ROWS", 16)
+    assert_close(tower(pixels, GRIDS), whole, atol=2e-5, rtol=1e-5)
 
 
 def test_each_frame_of_a_video_is_an_image_of_its_own(tiny_tower, random_patches):
