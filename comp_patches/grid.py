@@ -47,7 +47,7 @@ def native_grid(
         enlarge = math.sqrt((min_num_vistoken * block**2) / (height * width))
         rows = math.ceil(height * enlarge / block)
         cols = math.ceil(width * enlarge / block)
-    rows, cols = _within_bounds(rows, cols, min_num_vistoken, max_num_vistoken)
+    rows, cols = _within_bounds(rows, cols, min_num_vistoken, max_num_vistoken, tall=height > width)
     return rows * merge_size, cols * merge_size
 
 
@@ -89,8 +89,11 @@ def num_tokens(rows: int, cols: int, merge_size: int = 2) -> int:
     return (rows // merge_size) * (cols // merge_size)
 
 
-def _within_bounds(rows: int, cols: int, low: int, high: int) -> tuple[int, int]:
-    """Move the long side (in blocks) into [low, high]; give up rows of the short side only where no long side fits."""
+def _within_bounds(rows: int, cols: int, low: int, high: int, *, tall: bool) -> tuple[int, int]:
+    """Move the long side (in blocks) into [low, high]; give up rows of the short side only where no long side fits.
+
+    Of equal sides, the long one is the image's: `tall` says that it is the height.
+    """
     short, long = min(rows, cols), max(rows, cols)
     short = min(short, high)
     while not low <= short * long <= high:
@@ -99,7 +102,7 @@ def _within_bounds(rows: int, cols: int, low: int, high: int) -> tuple[int, int]
             long = min(max(long, fewest), most)
         else:
             short -= 1  # at short = 1 every number in [low, high] is a legal long side, so this ends
-    return (short, long) if rows <= cols else (long, short)
+    return (long, short) if rows > cols or (rows == cols and tall) else (short, long)
 
 
 def _check(width: int, height: int, patch_size: int, merge_size: int, low: int, high: int) -> None:

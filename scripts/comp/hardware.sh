@@ -49,7 +49,9 @@ detect_nodes() {
     if ((NNODES == 1)); then
       MASTER_ADDR=127.0.0.1
     elif [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
-      MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+      local hosts # Whole, then cut: `| head -n 1` may end scontrol by SIGPIPE, which pipefail takes for a failure.
+      hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+      MASTER_ADDR=${hosts%%$'\n'*}
     else
       die "NNODES=$NNODES but MASTER_ADDR is not set: give the first node's address on every node"
     fi

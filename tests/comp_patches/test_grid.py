@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings
+from hypothesis import example, strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from comp_patches.grid import native_grid, num_tokens, two_step_grids
@@ -73,6 +73,7 @@ def test_every_image_gets_a_legal_grid_within_the_bounds(width, height, bounds, 
 
 @settings(max_examples=200, deadline=None)
 @given(width=sides, height=sides, bounds=bounds)
+@example(width=2, height=3, bounds=[2, 2])
 def test_turning_the_image_turns_the_grid(width, height, bounds):
     limits = {"min_num_vistoken": bounds[0], "max_num_vistoken": bounds[1]}
     upright = native_grid(width, height, patch_size=14, **limits)
