@@ -4,7 +4,7 @@ import math
 
 import pytest
 from hypothesis import example, given, settings
-from hypothesis import example, strategies as st
+from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from comp_patches.grid import native_grid, num_tokens, two_step_grids
