@@ -24,7 +24,7 @@ from playground.generate import Picture, make_picture
 from playground.records import caption_record, heldout_caption_record, heldout_question_records, question_record
 from playground.splits import HELDOUT, TRAIN, Split
 
-VERSION = 4
+VERSION = 5
 TRAIN_IMAGES, HELDOUT_IMAGES = 12000, 450
 # Too hard for the minutes of a run: 30 % right after Stage III, 28 % with blank images.
 _NOT_ASKED = ("count",)

@@ -26,8 +26,9 @@ class Split:
     columns: tuple[tables.Column, ...]
     sizes: tuple[tuple[int, int], ...]
 
-    def owns(self, content: str) -> bool:
-        """Whether a picture with this content (its whole caption) belongs to this split."""
+    def owns(self, facts: list[str]) -> bool:
+        """Whether a picture of these facts, whatever their order, belongs to this split."""
+        content = "; ".join(sorted(facts))
         return (zlib.crc32(content.encode()) % _HELDOUT_SHARE == 0) == (self.name == "heldout")
 
 
