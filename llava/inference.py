@@ -70,8 +70,3 @@ def check_model_path(path: str) -> None:
         inside = sorted(str(file.parent) for file in folder.glob("*/config.json"))
         if inside:
             raise ValueError(f"--model-path {path} is no checkpoint, but holds some: {', '.join(inside)}.")
-
-
-def one_line(error: Exception) -> str:
-    """What a command says before it exits: one line, however long the library's own message."""
-    return "error: " + " ".join(str(error).split())

@@ -26,7 +26,8 @@ from llava.eval.models import LoadedModel, load_checkpoint, load_untrained, rand
 from llava.eval.results import summary_path, write_json, write_rows
 from llava.eval.scoring import Row, fact_hits, is_exact_match, summarise
 from llava.eval.tables import format_table, percent
-from llava.inference import get_template, one_line
+from llava.inference import get_template
+from llava.utils import one_line, positive_int
 
 # A template with roles for models that Stage I, whose `plain` has no place for a question, or nothing trained.
 QUESTION_TEMPLATE, CAPTION_TEMPLATE = "qwen_2_5", "plain"
@@ -148,27 +149,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="X.jsonl; X.summary.json is written beside it")
     parser.add_argument("--blank", action="store_true", help="show a grey image of the same size instead of each image")
     parser.add_argument("--random-tower", action="store_true", help="randomise the tower's weights after loading")
-    parser.add_argument("--force-resize", type=_positive, help="squash images to this square; default: as trained")
+    parser.add_argument("--force-resize", type=positive_int, help="squash images to this square; default: as trained")
     parser.add_argument("--conv-mode", choices=sorted(conv_templates), help="default: the checkpoint's template")
-    parser.add_argument("--batch-size", type=_positive, default=32)
-    parser.add_argument("--max-new-tokens", type=_positive, help="default: 24 for questions, 192 for captions")
-    parser.add_argument("--limit", type=_positive, help="only the first so many records")
-    parser.add_argument("--fixed-size", type=_positive, default=192, help="'large' is measured against this square")
+    parser.add_argument("--batch-size", type=positive_int, default=32)
+    parser.add_argument("--max-new-tokens", type=positive_int, help="default: 24 for questions, 192 for captions")
+    parser.add_argument("--limit", type=positive_int, help="only the first so many records")
+    parser.add_argument("--fixed-size", type=positive_int, default=192, help="'large' is measured against this square")
     parser.add_argument("--seed", type=int, default=0, help="of --random-tower and --untrained")
     parser.add_argument("--device", help="default: the accelerator, or the CPU")
     untrained = parser.add_argument_group("the start of Stage I")
     untrained.add_argument("--untrained", action="store_true", help="bare LLM, original tower, random adapter")
     untrained.add_argument("--vision-tower", help="NAME:WEIGHTS")
     untrained.add_argument("--mm-projector-type", default="downsample_mlp")
-    untrained.add_argument("--min-num-vistoken", type=_positive)
-    untrained.add_argument("--max-num-vistoken", type=_positive)
+    untrained.add_argument("--min-num-vistoken", type=positive_int)
+    untrained.add_argument("--max-num-vistoken", type=positive_int)
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

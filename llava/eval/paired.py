@@ -21,7 +21,7 @@ import numpy as np
 from llava.eval.results import read_rows, write_json
 from llava.eval.scoring import Row, is_large, row_hits
 from llava.eval.tables import percent
-from llava.inference import one_line
+from llava.utils import one_line, positive_int
 
 BOOTSTRAP_ROUNDS = 10_000
 
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--a", required=True, type=Path, help="result file of python -m llava.eval.held_out")
     parser.add_argument("--b", required=True, type=Path, help="another of the same records")
     parser.add_argument("--subset", choices=("all", "large"), default="all")
-    parser.add_argument("--fixed-size", type=int, default=192, help="'large' is measured against this square")
+    parser.add_argument("--fixed-size", type=positive_int, default=192, help="'large' is measured against this square")
     parser.add_argument("--output", type=Path, help="also write the numbers here, as JSON")
     args = parser.parse_args(argv)
     try:

@@ -17,10 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from llava.eval.paired import describe
 from llava.eval.report_page import report_page, word_map_figures
-from llava.eval.results import REPORT_NAME, write_text
+from llava.eval.results import REPORT_NAME
 from llava.eval.run_results import RunResults, kind_table, read_run, stage_table
 from llava.eval.tables import format_table
-from llava.inference import one_line
+from llava.utils import one_line, write_text
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,12 +11,11 @@ STAGE is a stage's folder or `untrained`, CONDITION is `blank` or `random_tower`
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from llava.eval.scoring import Row
+from llava.utils import write_text
 
 UNTRAINED = "untrained"
 STAGES = ("stage1", "stage2_fixed", "stage2_native", "stage3_sft")
@@ -50,19 +49,6 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside `path`, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's file is private
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -21,9 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
-from llava.inference import check_model_path, decode_answer, generation_options, get_template, one_line, prompt_ids
+from llava.inference import check_model_path, decode_answer, generation_options, get_template, prompt_ids
 from llava.mm_utils import load_image
 from llava.model.builder import load_pretrained_model
+from llava.utils import one_line, positive_int
 
 
 @dataclass
@@ -136,7 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="ask this, write the answer alone to stdout, and end")
     parser.add_argument("--conv-mode", choices=sorted(conv_templates), help="default: the checkpoint's template")
     parser.add_argument("--temperature", type=_not_negative, default=0.0, help="0 (default) is greedy")
-    parser.add_argument("--max-new-tokens", type=_positive, default=512)
+    parser.add_argument("--max-new-tokens", type=positive_int, default=512)
     parser.add_argument("--device", help="default: the accelerator, or the CPU")
     parser.add_argument("--attn_implementation", "--attn-implementation", default="auto")
     return parser
@@ -147,12 +148,6 @@ def _not_negative(text: str) -> float:
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

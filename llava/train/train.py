@@ -26,6 +26,7 @@ from llava.train.arguments import DataArguments, ModelArguments, TrainingArgumen
 from llava.train.checkpoints import check_output_dir, last_complete_checkpoint
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.parts import parse_tunable_parts, set_tunable_parts
+from llava.utils import one_line, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         trainer, checkpoint = build_stage(*parse_arguments(argv))
     except (ValueError, OSError) as error:
-        sys.exit(_one_line(error))
+        sys.exit(one_line(error))
     try:
         run_stage(trainer, checkpoint)
     except TooManyBadSamplesError as error:
-        sys.exit(_one_line(error))
+        sys.exit(one_line(error))
     if torch.distributed.is_initialized():  # else some backends abort after the work is done
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -191,12 +192,9 @@ def record_in_config(
 
 
 def write_resolved_arguments(folder: str, model_args: Any, data_args: Any, training_args: TrainingArguments) -> None:
-    """`resolved_arguments.json`: every value this stage runs with, written atomically."""
-    os.makedirs(folder, exist_ok=True)
+    """`resolved_arguments.json`: every value this stage runs with."""
     resolved = {"model": asdict(model_args), "data": asdict(data_args), "training": training_args.to_sanitized_dict()}
-    temporary = Path(folder) / ".resolved_arguments.json.tmp"
-    temporary.write_text(json.dumps(resolved, indent=2, default=str))
-    os.replace(temporary, Path(folder) / "resolved_arguments.json")
+    write_text(Path(folder) / "resolved_arguments.json", json.dumps(resolved, indent=2, default=str) + "\n")
 
 
 def _start_deepspeed_on_cpu(args: TrainingArguments) -> None:
@@ -205,10 +203,6 @@ def _start_deepspeed_on_cpu(args: TrainingArguments) -> None:
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")
-
-
-def _one_line(error: Exception) -> str:
-    return "error: " + " ".join(str(error).split())
 
 
 if __name__ == "__main__":
