@@ -11,9 +11,8 @@ from transformers import AutoTokenizer
 
 from llava.inference import check_model_path
 from llava.model.builder import default_device, load_pretrained_model
-from llava.model.loading import load_config, load_weights
-from llava.model.multimodal_encoder.builder import checkpoint_image_processor, load_vision_tower
-from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.loading import attach_vision, load_config, load_weights
+from llava.model.multimodal_encoder.builder import checkpoint_image_processor
 
 
 @dataclass(frozen=True)
@@ -51,21 +50,17 @@ def load_untrained(
     if getattr(config, "mm_vision_tower", None):
         raise ValueError(f"--untrained starts from a bare LLM, but {llm} was trained with {config.mm_vision_tower}.")
     model = load_weights(llm, config)
-    tower = load_vision_tower(vision_tower, dtype=torch.float32, use_rope=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        projector = build_vision_projector(
-            mm_projector_type, tower.hidden_size, model.config.hidden_size, tower.merge_size
+        attach_vision(
+            model,
+            vision_tower,
+            base_model=llm,
+            projector_type=mm_projector_type,
+            dtype=torch.float32,
+            tower_options={"use_rope": False},
+            processor_options=processor_options,
         )
-    model.get_model().attach_vision_modules(
-        tower,
-        projector,
-        mm_vision_tower=vision_tower,
-        mm_vision_config=tower.config.to_dict(),
-        mm_image_processor=processor_options or {},
-        mm_projector_type=mm_projector_type,
-        mm_hidden_size=tower.hidden_size,
-    )
     model = model.to(device or default_device()).eval()
     return LoadedModel(model, AutoTokenizer.from_pretrained(llm), checkpoint_image_processor(model.config))
 

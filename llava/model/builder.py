@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from llava.model.loading import ADAPTER_FILE, load_adapter_file, load_config, load_weights
+from llava.model.loading import ADAPTER_FILE, attach_vision, load_config, load_weights
 from llava.model.multimodal_encoder.base import TOWER_OPTIONS
-from llava.model.multimodal_encoder.builder import checkpoint_image_processor, load_vision_tower
-from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_encoder.builder import checkpoint_image_processor
 
 logger = logging.getLogger(__name__)
 
@@ -77,16 +76,20 @@ def _load_adapter_checkpoint(path: str, base: str | None, config: Any, dtype: to
     base = base or getattr(config, "mm_base_model", None)
     if base is None:
         raise ValueError(f"{path} holds an adapter only, and its config names no mm_base_model. Give model_base.")
-    base_config = load_config(base)
-    model = load_weights(base, base_config, dtype=dtype, attn_implementation=attention)
-    options = {key: config.mm_vision_config[key] for key in (*TOWER_OPTIONS, "merge_size")}
-    tower = load_vision_tower(config.mm_vision_tower, dtype=dtype, **options)
-    projector = build_vision_projector(
-        config.mm_projector_type, tower.hidden_size, model.config.hidden_size, tower.merge_size
+    model = load_weights(base, load_config(base), dtype=dtype, attn_implementation=attention)
+    for key, value in config.to_dict().items():
+        if key.startswith("mm_"):
+            setattr(model.config, key, value)
+    attach_vision(
+        model,
+        config.mm_vision_tower,
+        base_model=base,
+        projector_type=config.mm_projector_type,
+        dtype=dtype,
+        adapter_file=Path(path) / ADAPTER_FILE,
+        tower_options={key: config.mm_vision_config[key] for key in (*TOWER_OPTIONS, "merge_size")},
+        processor_options=config.mm_image_processor,
     )
-    load_adapter_file(projector, Path(path) / ADAPTER_FILE)
-    fields = {key: value for key, value in config.to_dict().items() if key.startswith("mm_")}
-    model.get_model().attach_vision_modules(tower, projector.to(dtype), **fields)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Reading LLMs and LLaVA checkpoints from disk or hub: the class by `model_type`, every weight accounted for."""
+"""Reading LLMs, towers and LLaVA checkpoints: the class by `model_type`, every weight accounted for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from llava.model.attention import resolve_attention
 from llava.model.language_model import LLAVA_MODELS
+from llava.model.multimodal_encoder.builder import load_vision_tower
+from llava.model.multimodal_projector.builder import build_vision_projector
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,42 @@ def load_weights(
         ) from error
     _check_coverage(path, model, info)
     return model
+
+
+def attach_vision(
+    model: PreTrainedModel,
+    vision_tower: str,
+    *,
+    base_model: str,
+    projector_type: str,
+    dtype: torch.dtype,
+    adapter_file: str | Path | None = None,
+    tower_options: dict[str, Any] | None = None,
+    processor_options: dict[str, Any] | None = None,
+) -> None:
+    """Give a bare LLM a tower with its starting weights and an adapter; its config learns how to build them again.
+
+    Args:
+        vision_tower: `name:weights`.
+        base_model: Where the LLM's own weights came from; a checkpoint of the adapter alone needs to know.
+        adapter_file: A Stage-I `mm_projector.bin`; without one the adapter is fresh.
+        tower_options: What differs from the tower's own checkpoint (`TOWER_OPTIONS`).
+        processor_options: Of its image processor.
+    """
+    tower = load_vision_tower(vision_tower, dtype=dtype, **tower_options or {})
+    projector = build_vision_projector(projector_type, tower.hidden_size, model.config.hidden_size, tower.merge_size)
+    if adapter_file:
+        load_adapter_file(projector, adapter_file)
+    model.get_model().attach_vision_modules(
+        tower,
+        projector.to(dtype),
+        mm_vision_tower=vision_tower,
+        mm_vision_config=tower.config.to_dict(),
+        mm_image_processor=processor_options or {},
+        mm_projector_type=projector_type,
+        mm_hidden_size=tower.hidden_size,
+        mm_base_model=base_model,
+    )
 
 
 def load_adapter_file(projector: torch.nn.Module, file: str | Path) -> None:

@@ -19,9 +19,8 @@ from llava.data.collator import PackedCollator
 from llava.data.dataset import LLaVADataset
 from llava.data.mixture import load_records
 from llava.model.auxiliary_losses.builder import build_auxiliary_loss
-from llava.model.loading import load_adapter_file, load_config, load_weights
-from llava.model.multimodal_encoder.builder import checkpoint_image_processor, load_vision_tower, with_weights
-from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.loading import attach_vision, load_adapter_file, load_config, load_weights
+from llava.model.multimodal_encoder.builder import checkpoint_image_processor, with_weights
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpoints import check_output_dir, last_complete_checkpoint
 from llava.train.llava_trainer import LLaVATrainer
@@ -138,32 +137,19 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
         model_args.model_name_or_path, config, dtype=dtype, attn_implementation=training_args.attn_implementation
     )
     if not has_tower:
-        attach_fresh_vision(model, name, model_args, data_args, dtype)
+        attach_vision(
+            model,
+            name,
+            base_model=model_args.model_name_or_path,
+            projector_type=model_args.mm_projector_type,
+            dtype=dtype,
+            adapter_file=model_args.pretrain_mm_mlp_adapter,
+            tower_options=model_args.tower_options(),
+            processor_options=data_args.processor_options(),
+        )
     elif model_args.pretrain_mm_mlp_adapter:
         load_adapter_file(model.get_model().mm_projector, model_args.pretrain_mm_mlp_adapter)
     return model
-
-
-def attach_fresh_vision(
-    model: Any, name: str, model_args: ModelArguments, data_args: DataArguments, dtype: torch.dtype
-) -> None:
-    """Tower with its pre-trained weights, adapter fresh or from a Stage-I file."""
-    tower = load_vision_tower(name, dtype=dtype, **model_args.tower_options())
-    projector = build_vision_projector(
-        model_args.mm_projector_type, tower.hidden_size, model.config.hidden_size, tower.merge_size
-    )
-    if model_args.pretrain_mm_mlp_adapter:
-        load_adapter_file(projector, model_args.pretrain_mm_mlp_adapter)
-    model.get_model().attach_vision_modules(
-        tower,
-        projector.to(dtype),
-        mm_vision_tower=name,
-        mm_vision_config=tower.config.to_dict(),
-        mm_image_processor=data_args.processor_options(),
-        mm_projector_type=model_args.mm_projector_type,
-        mm_hidden_size=tower.hidden_size,
-        mm_base_model=model_args.model_name_or_path,
-    )
 
 
 def load_tokenizer(path: str, model_max_length: int) -> PreTrainedTokenizerBase:
@@ -202,6 +188,8 @@ def _start_deepspeed_on_cpu(args: TrainingArguments) -> None:
     if args.deepspeed and args.use_cpu:
         import deepspeed
 
+        # An all-reduce in shared memory, for inference alone: training needs no compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo")
 
 
