@@ -24,6 +24,7 @@ class PatchCoordinates:
     Attributes:
         y, x: (P,) int64, row and column of the patch.
         rows, cols: (P,) int64, the size of the patch's frame.
+        frame: (P,) int64, the patch's frame.
         fewest_rows, fewest_cols: of any frame in the batch, known on the host.
     """
 
@@ -31,6 +32,7 @@ class PatchCoordinates:
     x: Tensor
     rows: Tensor
     cols: Tensor
+    frame: Tensor
     fewest_rows: int
     fewest_cols: int
 
@@ -39,11 +41,6 @@ def frames_on_host(image_grid_thw: Tensor | Sequence[Sequence[int]]) -> list[tup
     """Grids (N, 3) as (rows, cols) of each frame, on the host: the batch's only device sync, none for a host grid."""
     grids = image_grid_thw.tolist() if isinstance(image_grid_thw, Tensor) else image_grid_thw
     return [(int(rows), int(cols)) for frames, rows, cols in grids for _ in range(int(frames))]
-
-
-def segment_bounds(frames: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """cu_seqlens (F + 1) of the packed batch, starting at 0: one attention segment per frame."""
-    return tuple(accumulate((rows * cols for rows, cols in frames), initial=0))
 
 
 def patch_coordinates(
@@ -56,7 +53,7 @@ def patch_coordinates(
                 f"A grid of {rows}x{cols} patches does not divide into blocks of {merge_size}x{merge_size}. "
                 "Odd grids need merge_size=1 (raster order)."
             )
-    bounds = segment_bounds(frames)
+    bounds = tuple(accumulate((rows * cols for rows, cols in frames), initial=0))
     frame_table = torch.tensor([(*frame, start) for frame, start in zip(frames, bounds, strict=False)], device=device)
     lengths = torch.tensor([rows * cols for rows, cols in frames], dtype=torch.int64, device=device)
     frame_of_patch = torch.arange(len(frames), device=device).repeat_interleave(lengths, output_size=bounds[-1])
@@ -72,6 +69,7 @@ def patch_coordinates(
         x=x,
         rows=rows,
         cols=cols,
+        frame=frame_of_patch,
         fewest_rows=min((frame[0] for frame in frames), default=1),
         fewest_cols=min((frame[1] for frame in frames), default=1),
     )

@@ -37,6 +37,23 @@ class LearnedPositionEmbedding(nn.Module):
         return F.embedding_bag(index, self.weight.float(), per_sample_weights=weight, mode="sum")
 
 
+def sincos_position_embedding(y: Tensor, x: Tensor, width: int) -> Tensor:
+    """The fixed embedding of AIMv2's native checkpoints, any grid: [sin x w | cos x w | sin y w | cos y w].
+
+    Args:
+        y, x: (P,) row and column of each patch.
+        width: D, a multiple of 4; w_k = 10000^(-k / (D/4)), k = 0 ... D/4 - 1.
+
+    Returns:
+        (P, D) float32, computed in float64.
+    """
+    if width % 4:
+        raise ValueError(f"A sin-cos position embedding needs a width that is a multiple of 4, found {width}.")
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device=y.device) / (width // 4))
+    angles = [position.double()[:, None] * frequencies for position in (x, y)]
+    return torch.cat([turn for angle in angles for turn in (angle.sin(), angle.cos())], dim=-1).float()
+
+
 def interpolation_taps(
     coordinates: PatchCoordinates, rows: int, cols: int, interpolation: str = "bilinear"
 ) -> tuple[Tensor, Tensor]:

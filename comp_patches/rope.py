@@ -7,10 +7,12 @@ d/2 pairs the first half turns with y, the second with x, at frequencies theta^(
 import torch
 from torch import Tensor
 
+RotaryTables = tuple[Tensor, Tensor]  # cos and sin
+
 
 def rope_2d(
     y: Tensor, x: Tensor, head_dim: int, *, theta: float = 10000.0, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
+) -> RotaryTables:
     """Tables (cos, sin), each (P, d/2) float32 whatever the model's dtype: bf16 angles are off by up to 0.26 rad.
 
     Args:

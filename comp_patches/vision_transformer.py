@@ -1,42 +1,61 @@
 """ONE packed vision transformer, described by a config; every VFM is an instance of it (CoMP 2.1, Eq. 1-4).
 
-P = patches of the batch, N = images, D = width, p = patch size in pixels, h = heads, d = D / h.
+P = patches of the batch, N = images, F = frames, D = width, p = patch size in pixels, k = prefix tokens of a frame.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from comp_patches.attention import packed_attention
-from comp_patches.packing import frames_on_host, patch_coordinates, segment_bounds
-from comp_patches.position_embedding import LearnedPositionEmbedding
-from comp_patches.rope import apply_rope, rope_2d
+from comp_patches.attention import Segments
+from comp_patches.layers import Block, build_norm
+from comp_patches.packing import PatchCoordinates, frames_on_host, patch_coordinates
+from comp_patches.position_embedding import LearnedPositionEmbedding, sincos_position_embedding
+from comp_patches.rope import RotaryTables, rope_2d
 from comp_patches.vision_config import VisionTransformerConfig
 
 __all__ = ["PackedVisionTransformer", "VisionTransformerConfig"]
 
-ACTIVATIONS = {"gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"), "gelu": F.gelu}
+# A CPU runs a packed batch in pieces of whole frames, about so many tokens each, through all layers: the activations
+# of a larger piece leave its caches, and every layer would fetch them again.
+CPU_TOKENS = 2048
 
-# A CPU takes the widest activations of a packed batch in pieces that stay in its cache: 5-15 % of a forward pass.
-CPU_MLP_ROWS = 1024
+
+@dataclass(frozen=True)
+class Piece:
+    """Some frames of a batch on their way through the layers: tokens (T, D), who sees whom, rotary tables (T, d/2)."""
+
+    states: Tensor
+    segments: Segments
+    rotary: RotaryTables | None
 
 
 class PackedVisionTransformer(nn.Module):
-    """Images of any sizes, packed end to end, to one feature per patch. All layers, no final norm, no pooling head."""
+    """Images of any sizes, packed end to end, to one feature per patch. No pooling head."""
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__()
         self.config = config
-        self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.hidden_size)
+        width = config.hidden_size
+        self.patch_embedding = nn.Linear(3 * config.patch_size**2, width, bias=config.patch_bias)
+        if config.embedding_norm:
+            self.embedding_norm = build_norm(config)
         if config.position_embedding_kind == "learned":
             self.position_embedding = LearnedPositionEmbedding(
-                *config.position_grid, config.hidden_size, config.position_interpolation
+                *config.position_grid, width, config.position_interpolation
             )
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        if config.class_token:
+            self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
+        if config.has_class_position:
+            self.class_position = nn.Parameter(torch.randn(width) * width**-0.5)
+        if config.num_register_tokens:
+            self.register_tokens = nn.Parameter(torch.randn(config.num_register_tokens, width) * width**-0.5)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_used_layers))
+        if config.has_final_norm:
+            self.final_norm = build_norm(config)
         self.gradient_checkpointing = False
 
     @property
@@ -66,95 +85,110 @@ class PackedVisionTransformer(nn.Module):
             (P, D), in the order of the input.
         """
         frames = frames_on_host(image_grid_thw)
-        cu_seqlens = segment_bounds(frames)
-        if cu_seqlens[-1] != pixel_values.shape[0]:
+        patches = sum(rows * cols for rows, cols in frames)
+        if patches != pixel_values.shape[0]:
             raise ValueError(
-                f"image_grid_thw describes {cu_seqlens[-1]} patches in {len(frames)} frame(s), but pixel_values holds "
+                f"image_grid_thw describes {patches} patches in {len(frames)} frame(s), but pixel_values holds "
                 f"{pixel_values.shape[0]}. Both must come from the same image processor."
             )
-        states, position_embeddings = self.embed(pixel_values, frames)
-        for layer in self.layers:
-            if self.gradient_checkpointing and self.training:
-                states = checkpoint(layer, states, cu_seqlens, position_embeddings, use_reentrant=False)
-            else:
-                states = layer(states, cu_seqlens, position_embeddings)
-        return states
+        config = self.config
+        states, coordinates = self.embed(pixel_values, frames)
+        rotary = self.rotary_tables(coordinates)
+        if config.num_prefix_tokens:
+            states, rotary, patch_rows = self._insert_prefix(states, rotary, coordinates.frame, len(frames))
+        if config.embedding_norm == "after_position":
+            states = self.embedding_norm(states)
+        lengths = [rows * cols + config.num_prefix_tokens for rows, cols in frames]
+        pieces = _pieces(states, rotary, lengths)
+        states = torch.cat([self.run_layers(piece.states, piece.segments, piece.rotary) for piece in pieces])
+        if config.num_prefix_tokens:
+            states = states[patch_rows]
+        return self.final_norm(states) if config.has_final_norm else states
 
-    def embed(
-        self, pixel_values: Tensor, frames: Sequence[tuple[int, int]]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """z_0 (P, D) and the rotary tables (cos, sin) that all layers share."""
+    def embed(self, pixel_values: Tensor, frames: Sequence[tuple[int, int]]) -> tuple[Tensor, PatchCoordinates]:
+        """Patches with their position embedding (P, D), and where each stands (Eq. 1)."""
         config = self.config
         states = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        if config.embedding_norm == "before_position":
+            states = self.embedding_norm(states)
         coordinates = patch_coordinates(frames, config.merge_size, states.device)
         if config.position_embedding_kind == "learned":
             # "raster" repeats a bug that the released weights were trained with: rows of the embedding in raster order
             # beside patches in block order.
-            order = config.merge_size if config.position_embedding_order == "block" else 1
-            at = coordinates if order == config.merge_size else patch_coordinates(frames, order, states.device)
+            raster = config.position_embedding_order == "raster" and config.merge_size > 1
+            at = patch_coordinates(frames, 1, states.device) if raster else coordinates
             states = states + self.position_embedding(at).to(states.dtype)
+        elif config.position_embedding_kind == "sincos":
+            table = sincos_position_embedding(coordinates.y, coordinates.x, config.hidden_size)
+            states = states + table.to(states.dtype)
+        return states, coordinates
+
+    def rotary_tables(self, coordinates: PatchCoordinates) -> RotaryTables | None:
+        """cos and sin (P, d/2) that all layers share, or None without RoPE."""
+        config = self.config
         if not config.use_rope:
-            return states, None
-        tables = rope_2d(
-            coordinates.y,
-            coordinates.x,
-            config.head_dim,
-            theta=config.rope_theta,
-            dtype=getattr(torch, config.rope_dtype),
-        )
-        return states, tables
+            return None
+        dtype = getattr(torch, config.rope_dtype)
+        return rope_2d(coordinates.y, coordinates.x, config.head_dim, theta=config.rope_theta, dtype=dtype)
+
+    def prefix_tokens(self) -> Tensor:
+        """Class token and registers (k, D). Registers have no position."""
+        rows = []
+        if self.config.class_token:
+            rows.append(self.class_token + self.class_position if self.config.has_class_position else self.class_token)
+        if self.config.num_register_tokens:
+            rows.extend(self.register_tokens)
+        return torch.stack(rows)
+
+    def _insert_prefix(
+        self, states: Tensor, rotary: RotaryTables | None, frame: Tensor, frames: int
+    ) -> tuple[Tensor, RotaryTables | None, Tensor]:
+        """Prefix tokens, which do not turn, in front of each frame's patches.
+
+        Returns:
+            (P + F*k, D) tokens, their rotary tables, and the rows (P,) at which the patches stand.
+        """
+        prefix = self.prefix_tokens()
+        patches, count = len(states), len(prefix)
+        patch_rows = torch.arange(patches, device=states.device) + count * (frame + 1)
+        is_prefix = torch.ones(patches + frames * count, dtype=torch.bool, device=states.device)
+        is_prefix[patch_rows] = False
+        # Row r reads patch r minus the prefix tokens up to it, or the next prefix token of the list below.
+        source = torch.arange(len(is_prefix), device=states.device) - is_prefix.cumsum(0)
+        source = torch.where(is_prefix, patches + is_prefix.cumsum(0) - 1, source)
+        states = torch.cat((states, prefix.to(states.dtype).repeat(frames, 1)))[source]
+        if rotary is not None:
+            cos, sin = rotary
+            still = cos.new_ones(frames * count, cos.shape[1])
+            rotary = torch.cat((cos, still))[source], torch.cat((sin, torch.zeros_like(still)))[source]
+        return states, rotary, patch_rows
+
+    def run_layers(self, states: Tensor, segments: Segments, rotary: RotaryTables | None) -> Tensor:
+        """All layers over tokens (T, D). Reads nothing of the grids but tensors: compiled once, it serves any batch."""
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                states = checkpoint(layer, states, segments, rotary, use_reentrant=False)
+            else:
+                states = layer(states, segments, rotary)
+        return states
 
 
-class Block(nn.Module):
-    """x += attention(norm1(x)); x += mlp(norm2(x))."""
-
-    def __init__(self, config: VisionTransformerConfig):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = Attention(config)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config)
-
-    def forward(
-        self, states: Tensor, cu_seqlens: Sequence[int], position_embeddings: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        states = states + self.attention(self.norm1(states), cu_seqlens, position_embeddings)
-        return states + self.mlp(self.norm2(states))
+def _pieces(states: Tensor, rotary: RotaryTables | None, lengths: Sequence[int]) -> Iterator[Piece]:
+    """The batch in one piece, or, on a CPU, in pieces of whole frames."""
+    groups = _group(lengths, CPU_TOKENS) if states.device.type == "cpu" else [lengths]
+    start = 0
+    for group in groups:
+        tokens = slice(start, start + sum(group))
+        tables = None if rotary is None else (rotary[0][tokens], rotary[1][tokens])
+        yield Piece(states[tokens], Segments.of_lengths(group, states.device), tables)
+        start = tokens.stop
 
 
-class Attention(nn.Module):
-    """Multi-head attention within a frame, queries and keys rotated by RoPE-2D."""
-
-    def __init__(self, config: VisionTransformerConfig):
-        super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.backend = config.attn_implementation
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self, states: Tensor, cu_seqlens: Sequence[int], position_embeddings: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        query, key, value = self.qkv(states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (P, h, d) each
-        if position_embeddings is not None:
-            query, key = apply_rope(query, *position_embeddings), apply_rope(key, *position_embeddings)
-        attended = packed_attention(query, key, value, cu_seqlens, backend=self.backend)
-        return self.proj(attended.flatten(1))
-
-
-class Mlp(nn.Module):
-    """fc2(act(fc1(x)))."""
-
-    def __init__(self, config: VisionTransformerConfig):
-        super().__init__()
-        if config.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act={config.hidden_act!r} is unknown. Known: {', '.join(ACTIVATIONS)}.")
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, states: Tensor) -> Tensor:
-        if states.device.type != "cpu" or len(states) <= CPU_MLP_ROWS:
-            return self.fc2(self.activation(self.fc1(states)))
-        parts = states.split(CPU_MLP_ROWS)
-        return torch.cat([self.fc2(self.activation(self.fc1(part))) for part in parts])
+def _group(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Runs of lengths that sum to at most `most`; a longer one stands alone."""
+    groups: list[list[int]] = [[]]
+    for length in lengths:
+        if groups[-1] and sum(groups[-1]) + length > most:
+            groups.append([])
+        groups[-1].append(length)
+    return groups

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from comp_patches import vision_transformer
+from comp_patches.packing import patch_coordinates
 from comp_patches.vision_transformer import VisionTransformerConfig
 from tests.comp_patches import naive
 from tests.comp_patches.conftest import TINY
@@ -83,10 +84,11 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_tower, random_patches):
         assert_close(ours.grad, theirs.grad, msg=name)
 
 
-def test_taking_the_mlp_in_pieces_changes_nothing(tiny_tower, random_patches, monkeypatch):
+@pytest.mark.parametrize("tokens", [1, 30, 45])
+def test_taking_the_batch_in_pieces_changes_nothing(tiny_tower, random_patches, monkeypatch, tokens):
     tower, pixels = tiny_tower(), random_patches(GRIDS)
     whole = tower(pixels, GRIDS)
-    monkeypatch.setattr(vision_transformer, "CPU_MLP_ROWS", 16)
+    monkeypatch.setattr(vision_transformer, "CPU_TOKENS", tokens)
     assert_close(tower(pixels, GRIDS), whole, atol=2e-5, rtol=1e-5)
 
 
@@ -103,9 +105,8 @@ def test_without_position_embedding_there_is_no_table(tiny_tower, random_patches
 
 def test_bf16_tower_keeps_its_angles_in_float32(tiny_tower, random_patches):
     tower = tiny_tower()
-    frames = [(40, 60)]
-    _, exact = tower.embed(random_patches([(1, 40, 60)]), frames)
-    _, cast = tower.bfloat16().embed(random_patches([(1, 40, 60)]), frames)
+    at = patch_coordinates([(40, 60)], 2)
+    exact, cast = tower.rotary_tables(at), tower.bfloat16().rotary_tables(at)
     assert cast[0].dtype == torch.float32
     assert_close(cast, exact, atol=0, rtol=0)
 
