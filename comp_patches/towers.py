@@ -6,7 +6,7 @@ A tower's full name is `name:weights`, for example `comp-siglip:google/siglip-so
 
 import difflib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from comp_patches.checkpoint import TensorFiles, read_config, read_processor_config, resolve, save_checkpoint
 from comp_patches.families import family_of
-from comp_patches.families.base import Family
+from comp_patches.families.base import Family, Source
 from comp_patches.image_processor import NativeImageProcessor
 from comp_patches.vision_config import MODEL_TYPE, VisionTransformerConfig
 from comp_patches.vision_transformer import PackedVisionTransformer
@@ -169,12 +169,15 @@ def _read_state_dict(
     if raw_config["model_type"] == MODEL_TYPE:
         family, prefix = None, ""
         with torch.device("meta"):
-            names = {name: [name] for name in PackedVisionTransformer(config).state_dict()}
+            names = {name: Source((name,)) for name in PackedVisionTransformer(config).state_dict()}
     else:
         family = family_of(raw_config)
         prefix = _prefix(files, family)
-        names = {ours: [prefix + key for key in keys] for ours, keys in family.sources(config).items()}
-    wanted = [key for keys in names.values() for key in keys]
+        names = {
+            ours: replace(source, keys=tuple(prefix + key for key in source.keys))
+            for ours, source in family.sources(config).items()
+        }
+    wanted = [key for source in names.values() for key in source.keys]
     missing = [key for key in wanted if key not in files]
     unexpected = _unexpected(files, set(wanted), family, prefix)
     if missing:
@@ -187,7 +190,7 @@ def _read_state_dict(
         logger.warning(
             "%d tensors of the checkpoint are not used, first %s", len(unexpected), ", ".join(unexpected[:3])
         )
-    return {ours: _join(ours, [files[key] for key in keys]) for ours, keys in names.items()}
+    return {ours: source.read([files[key] for key in source.keys]) for ours, source in names.items()}
 
 
 def _prefix(files: TensorFiles, family: Family) -> str:
@@ -205,12 +208,6 @@ def _unexpected(files: TensorFiles, wanted: set[str], family: Family | None, pre
     ignored = tuple(prefix + name for name in family.ignored) if family else ()
     known = wanted.union(key for key in files if key.startswith(ignored))
     return [key for key in files if key.startswith(prefix) and key not in known]
-
-
-def _join(name: str, parts: list[Tensor]) -> Tensor:
-    """Stack q, k and v along the rows; flatten a convolution's (D, 3, p, p) to a matrix over flattened patches."""
-    tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return tensor.flatten(1) if name == "patch_embedding.weight" else tensor
 
 
 def _check_shapes(model: PackedVisionTransformer, state_dict: dict[str, Tensor], path: Path) -> None:

@@ -5,7 +5,7 @@ Equal to `SiglipVisionModel(...).hidden_states[-1]` of transformers at the pre-t
 
 from typing import Any
 
-from comp_patches.families.base import Family
+from comp_patches.families.base import Family, Source, flatten_patches
 from comp_patches.vision_config import VisionTransformerConfig
 
 # A config.json leaves out what equals transformers' default, so the defaults are part of the format.
@@ -38,24 +38,24 @@ def config_from_hf(hf_config: dict[str, Any]) -> VisionTransformerConfig:
     )
 
 
-def sources(config: VisionTransformerConfig) -> dict[str, list[str]]:
+def sources(config: VisionTransformerConfig) -> dict[str, Source]:
     """Our parameter names -> the checkpoint's keys."""
     names = {
-        "patch_embedding.weight": ["embeddings.patch_embedding.weight"],  # (D, 3, p, p), flattened to our (D, 3*p*p)
-        "patch_embedding.bias": ["embeddings.patch_embedding.bias"],
+        "patch_embedding.weight": Source(("embeddings.patch_embedding.weight",), flatten_patches),
+        "patch_embedding.bias": Source(("embeddings.patch_embedding.bias",)),
     }
     if config.position_embedding_kind == "learned":
-        names["position_embedding.weight"] = ["embeddings.position_embedding.weight"]
-    for i in range(config.num_hidden_layers):
+        names["position_embedding.weight"] = Source(("embeddings.position_embedding.weight",))
+    for i in range(config.num_used_layers):
         ours, theirs = f"layers.{i}", f"encoder.layers.{i}"
         for kind in ("weight", "bias"):
             names |= {
-                f"{ours}.norm1.{kind}": [f"{theirs}.layer_norm1.{kind}"],
-                f"{ours}.attention.qkv.{kind}": [f"{theirs}.self_attn.{part}_proj.{kind}" for part in "qkv"],
-                f"{ours}.attention.proj.{kind}": [f"{theirs}.self_attn.out_proj.{kind}"],
-                f"{ours}.norm2.{kind}": [f"{theirs}.layer_norm2.{kind}"],
-                f"{ours}.mlp.fc1.{kind}": [f"{theirs}.mlp.fc1.{kind}"],
-                f"{ours}.mlp.fc2.{kind}": [f"{theirs}.mlp.fc2.{kind}"],
+                f"{ours}.norm1.{kind}": Source((f"{theirs}.layer_norm1.{kind}",)),
+                f"{ours}.attention.qkv.{kind}": Source(tuple(f"{theirs}.self_attn.{x}_proj.{kind}" for x in "qkv")),
+                f"{ours}.attention.proj.{kind}": Source((f"{theirs}.self_attn.out_proj.{kind}",)),
+                f"{ours}.norm2.{kind}": Source((f"{theirs}.layer_norm2.{kind}",)),
+                f"{ours}.mlp.fc1.{kind}": Source((f"{theirs}.mlp.fc1.{kind}",)),
+                f"{ours}.mlp.fc2.{kind}": Source((f"{theirs}.mlp.fc2.{kind}",)),
             }
     return names
 
