@@ -1,7 +1,7 @@
 """Which word each visual token stands nearest to (the alignment loss, CoMP Sec. 2.3, read backwards).
 
-T = visual tokens of one image, H = LLM width, V = vocabulary. The score is the cosine between the adapter's output and
-the LLM's word embeddings, the output ones where the two are not tied: the very space that the alignment loss works in.
+T = visual tokens of one image, H = LLM width, V = vocabulary. The score is the alignment loss's own, between the
+adapter's output and the LLM's word embeddings, the output ones where the two are not tied.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+
+from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def word_map(
     inputs = image_processor([image])
     grid = inputs["image_grid_thw"]
     tokens = model.get_model().encode_images(inputs["pixel_values"].to(model.device), grid.to(model.device))
-    scores = cosine_scores(tokens, model.get_output_embeddings().weight[torch.tensor(ids, device=tokens.device)])
+    embeddings = model.get_output_embeddings().weight[torch.tensor(ids, device=tokens.device)]
+    scores = build_auxiliary_loss("alignment").word_scores(tokens, embeddings)
     values, places = scores.topk(min(top, len(ids)), dim=1)
     nearest = [
         [(texts[place], value) for place, value in zip(some_places, some_values, strict=True)]
@@ -53,13 +55,6 @@ def word_map(
     side = model.get_vision_tower().merge_size
     rows, columns, order = token_layout(grid[0].tolist(), model.get_model().mm_projector.merge, side)
     return WordMap(rows, columns, [[nearest[order[row][column]] for column in range(columns)] for row in range(rows)])
-
-
-def cosine_scores(tokens: Tensor, embeddings: Tensor) -> Tensor:
-    """(T, H), (V, H) -> (T, V). Scores are divided by the norms of V's rows, which are not copied to be normalised."""
-    tokens = torch.nn.functional.normalize(tokens.float(), dim=-1)
-    norms = torch.linalg.vector_norm(embeddings, dim=-1, dtype=torch.float32).clamp(min=1e-12)
-    return (tokens.to(embeddings.dtype) @ embeddings.T).float() / norms
 
 
 def token_layout(grid: list[int], merge: int, side: int) -> tuple[int, int, list[list[int]]]:

@@ -70,3 +70,14 @@ def test_the_prior_comes_from_its_file_and_survives_a_cast_of_the_model(tmp_path
 def test_a_prior_that_is_not_there_names_the_command_that_makes_it(tmp_path):
     with pytest.raises(ValueError, match=r"--word_prior .*none.safetensors .* python -m comp_patches.word_prior"):
         AlignmentLoss(prior=str(tmp_path / "none.safetensors"))
+
+
+def test_word_scores_are_cosines_by_the_naive_formula():
+    generator = torch.Generator().manual_seed(0)
+    tokens, words = torch.randn(5, 8, generator=generator), torch.randn(11, 8, generator=generator)
+    words[3] = 0  # a row that was never trained
+    expected = torch.nn.functional.cosine_similarity(tokens[:, None], words[None], dim=-1)
+    assert_close(AlignmentLoss().word_scores(tokens, words), expected)
+    narrow = AlignmentLoss().word_scores(tokens.bfloat16(), words.bfloat16())
+    assert narrow.dtype == torch.float32
+    assert_close(narrow, expected, rtol=0, atol=0.02)

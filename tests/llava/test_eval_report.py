@@ -15,7 +15,7 @@ from llava.eval.models import load_checkpoint
 from llava.eval.report import main
 from llava.eval.report_page import pick
 from llava.eval.results import read_rows, result_path, write_rows
-from llava.eval.word_map import cosine_scores, token_layout, vocabulary, word_map
+from llava.eval.word_map import token_layout, vocabulary, word_map
 from llava.mm_utils import load_image
 
 pytest_plugins = ["tests.llava.eval_parts"]
@@ -167,13 +167,6 @@ def test_pick_takes_the_kinds_in_turn_and_every_image_once():
     assert len({row["image"] for row in picked}) == 9
     assert [row["kind"] for row in picked[:3]] == ["a", "b", "c"]
     assert pick(rows[::-1], 9) == picked
-
-
-def test_cosines_against_the_naive_formula():
-    tokens, embeddings = torch.randn(5, 8), torch.randn(11, 8)
-    embeddings[3] = 0  # a row that was never trained
-    expected = torch.nn.functional.cosine_similarity(tokens[:, None], embeddings[None], dim=-1)
-    torch.testing.assert_close(cosine_scores(tokens, embeddings), expected)
 
 
 def test_token_layout_of_merged_blocks_and_of_single_patches_in_block_order():
