@@ -92,7 +92,7 @@ def make_data(output: Path, *, seed: int, train_images: int, heldout_images: int
             for records in track(results, description=f"drawing {split.name} pictures", total=count):
                 for file, some in records.items():
                     files.setdefault(file, []).extend(some)
-    _write_lists(work, output, files)
+    _write_lists(work, files)
     (work / "settings.json").write_text(json.dumps(settings, indent=1))
     if output.exists():
         output.rmdir()
@@ -112,16 +112,20 @@ def _is_finished(output: Path, settings: dict) -> bool:
             raise ValueError(f"--output {output}: holds other files; give a new or empty folder")
         return False
     found = json.loads(marker.read_text())
-    if found != settings:
-        raise ValueError(f"--output {output}: holds a data set with {found}, asked for {settings}; give another folder")
+    changes = [f"{name} {found.get(name)}, not {value}" for name, value in settings.items() if found.get(name) != value]
+    if changes:
+        raise ValueError(
+            f"--output {output}: holds a data set of {'; '.join(changes)}. "
+            "Delete that folder to have it drawn again, or give another one"
+        )
     return True
 
 
-def _write_lists(work: Path, output: Path, files: dict[str, list[dict]]) -> None:
+def _write_lists(work: Path, files: dict[str, list[dict]]) -> None:
     for name, records in files.items():
         (work / f"{name}.json").write_text(json.dumps(records, indent=1))
         if name.startswith("stage"):
-            mixture = {"datasets": [{"json_path": str(output.resolve() / f"{name}.json"), "sampling_strategy": "all"}]}
+            mixture = {"datasets": [{"json_path": f"{name}.json", "sampling_strategy": "all"}]}
             (work / f"{name}.yaml").write_text(yaml.safe_dump(mixture))
 
 

@@ -127,10 +127,15 @@ ensure_predecessor() {
   fi
 }
 
+# Data that the preset can make are made, or checked to be what it would make now. Nothing is ever deleted for that.
 ensure_data() {
   local stage=$1 data
   data=$(flag_value --data_path)
-  if main_node && [[ ! -e $data ]] && declare -F prepare_data >/dev/null; then prepare_data; fi
+  if main_node && declare -F prepare_data >/dev/null && ! prepare_data "$data"; then
+    [[ $DATA_ROOT != "$RUN"/* ]] ||
+      die "$stage: the line above says what is wrong with this run's own data. Word prior and finished stages belong to them: rm -r $RUN starts over, OUTPUT_ROOT=... keeps it and trains elsewhere."
+    say "$stage: DATA_ROOT=$DATA_ROOT was chosen by you: going on with what is there."
+  fi
   main_node || [[ -e $data ]] || wait_for "$data"
   [[ -e $data ]] || die "$stage: data file $data is missing. docs/data.md says where it comes from and how it is laid out; DATA_ROOT or --data_path says where it is."
 }

@@ -4,12 +4,14 @@ import itertools
 import json
 import random
 import re
+import shutil
 from collections import Counter
 
 import pytest
 import yaml
 from PIL import Image
 
+from llava.data.mixture import load_records
 from playground import fonts, make_data, sizes, tables
 from playground.corpus import training_texts
 from playground.generate import COMPOSERS, make_picture
@@ -67,11 +69,13 @@ def test_records_are_llava_json_with_images_that_exist(folder, name):
         assert all(turn["value"].strip() for turn in turns)
 
 
-def test_mixtures_name_the_lists(folder):
-    for stage in (1, 2, 3):
-        mixture = yaml.safe_load((folder / f"stage{stage}.yaml").read_text())
-        expected = {"json_path": str(folder.resolve() / f"stage{stage}.json"), "sampling_strategy": "all"}
-        assert mixture == {"datasets": [expected]}
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_mixtures_are_their_lists_wherever_the_folder_lies(folder, tmp_path, stage):
+    mixture = yaml.safe_load((folder / f"stage{stage}.yaml").read_text())
+    assert mixture == {"datasets": [{"json_path": f"stage{stage}.json", "sampling_strategy": "all"}]}
+    for ending in ("json", "yaml"):
+        shutil.copy(folder / f"stage{stage}.{ending}", tmp_path)
+    assert load_records(tmp_path / f"stage{stage}.yaml") == records(folder, f"stage{stage}")
 
 
 def test_heldout_captions_hold_every_fact_and_the_true_size(folder):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from playground.make_data import HELDOUT_IMAGES, TRAIN_IMAGES, VERSION
 from tests.scripts.launching import ROOT, STAGES, FakeCluster, clean_environment, dry_run, flag, run_script
 
 
@@ -125,6 +126,46 @@ def test_missing_data_is_named_with_the_page_about_it(cluster):
     assert f"{cluster.data}/stage1.yaml is missing" in done.stderr
     assert "docs/data.md" in done.stderr
     assert (ROOT / "docs/data.md").is_file()
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """The embedded preset with data that say they are the playground's, in the run's own folder."""
+    cluster = FakeCluster(tmp_path, preset="embedded")
+    cluster.data = cluster.data.rename(cluster.run / "data")
+    settings = {"version": VERSION, "seed": 0, "train_images": TRAIN_IMAGES, "heldout_images": HELDOUT_IMAGES}
+    (cluster.data / "settings.json").write_text(json.dumps(settings))
+    return cluster
+
+
+def test_data_that_this_playground_drew_are_kept(drawn):
+    done = drawn.start("stage1")
+    assert done.returncode == 0, done.stderr
+    assert f"{drawn.data}: kept" in done.stderr
+    assert drawn.trained() == ["stage1"]
+
+
+@pytest.mark.parametrize("change", [{"version": 0}, {"train_images": 60}])
+def test_a_run_on_data_of_another_playground_stops_and_says_what_to_do(drawn, change):
+    settings = json.loads((drawn.data / "settings.json").read_text()) | change
+    (drawn.data / "settings.json").write_text(json.dumps(settings))
+    done = drawn.start("stage1")
+    assert done.returncode == 1
+    ((name, value),) = change.items()
+    assert f"{name} {value}, not" in done.stderr
+    assert f"rm -r {drawn.run} " in done.stderr
+    assert drawn.launches() == []
+    assert (drawn.data / "stage1.json").exists()
+
+
+def test_data_of_another_playground_are_used_where_the_user_says_so(drawn, tmp_path):
+    drawn.data = drawn.data.rename(tmp_path / "mine")
+    (drawn.data / "settings.json").write_text('{"version": 0}')
+    done = drawn.start("stage1")
+    assert done.returncode == 0, done.stderr
+    assert "version 0, not" in done.stderr
+    assert f"{drawn.data} was chosen by you" in done.stderr
+    assert drawn.trained() == ["stage1"]
 
 
 def test_an_output_path_below_a_file_is_one_clear_line(cluster, tmp_path):

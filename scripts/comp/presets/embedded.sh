@@ -33,9 +33,11 @@ EVERY_STAGE=(
 WHOLE_MODEL=mm_vision_tower,mm_mlp_adapter,mm_language_model
 ALIGNMENT=(--use_alignment_loss True --alignment_weight 0.05 --word_prior "$WORD_PRIOR")
 
-prepare_data() { # The folder gets its name only when it is complete, so an interrupted run leaves nothing half-made.
-  say "drawing the playground's data into $DATA_ROOT"
-  "$PYTHON" -m playground.make_data --output "$DATA_ROOT"
+# Draws the data that DATA_FILE belongs to, unless they are there; fails where another version of the playground drew them.
+# Files without settings.json were not drawn here: they are the user's.
+prepare_data() { # DATA_FILE
+  if [[ -e $1 && ! -e $DATA_ROOT/settings.json ]]; then return 0; fi
+  "$PYTHON" -m playground.make_data --output "$DATA_ROOT" >&2
 }
 
 recipe_stage1() {
