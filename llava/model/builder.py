@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from llava.model.loading import ADAPTER_FILE, attach_vision, load_config, load_weights
+from llava.model.loading import ADAPTER_FILE, attach_vision, load_adapter_file, load_config, load_weights
 from llava.model.multimodal_encoder.base import TOWER_OPTIONS
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor
 
@@ -72,11 +72,19 @@ def default_device() -> str:
 
 
 def _load_adapter_checkpoint(path: str, base: str | None, config: Any, dtype: torch.dtype, attention: str) -> Any:
-    """Stage I saved the adapter alone: LLM and tower come from where the training took them."""
+    """Stage I saved the adapter alone: LLM and tower come from where the training took them.
+
+    That is a bare LLM and the tower's own checkpoint, or a LLaVA checkpoint that holds both.
+    """
     base = base or getattr(config, "mm_base_model", None)
     if base is None:
         raise ValueError(f"{path} holds an adapter only, and its config names no mm_base_model. Give model_base.")
-    model = load_weights(base, load_config(base), dtype=dtype, attn_implementation=attention)
+    base_config = load_config(base)
+    if getattr(base_config, "mm_vision_tower", None):
+        model = load_weights(base, config, dtype=dtype, attn_implementation=attention)
+        load_adapter_file(model.get_model().mm_projector, Path(path) / ADAPTER_FILE)
+        return model
+    model = load_weights(base, base_config, dtype=dtype, attn_implementation=attention)
     for key, value in config.to_dict().items():
         if key.startswith("mm_"):
             setattr(model.config, key, value)

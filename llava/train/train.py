@@ -130,6 +130,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
             )
         config.mm_vision_config |= model_args.tower_options()
         config.mm_image_processor |= data_args.processor_options()
+        config.mm_base_model = model_args.model_name_or_path
     elif name is None:
         raise ValueError(f"--vision_tower is missing, and {model_args.model_name_or_path} holds no tower of its own.")
     dtype = torch.bfloat16 if training_args.bf16 and not training_args.use_cpu else torch.float32

@@ -93,6 +93,7 @@ def test_a_saved_model_gives_equal_logits_in_a_new_process(llm, siglip, data, tm
     torch.save(batch, tmp_path / "batch.pt")
     code = (
         "import sys, torch; from llava.model.builder import load_pretrained_model; folder = sys.argv[1];"
+        "torch.set_num_threads(1);"  # as conftest does: other threads, other sums
         "model = load_pretrained_model(folder + '/out', device='cpu')[1];"
         "batch = torch.load(folder + '/batch.pt', weights_only=True);"
         "torch.save(model(**batch).logits.detach(), folder + '/logits.pt')"
@@ -131,6 +132,17 @@ def test_the_next_stage_takes_tower_and_processor_from_the_checkpoint(llm, sigli
     for name, parameter in trainer.model.get_vision_tower().named_parameters():
         assert torch.equal(parameter, saved[f"model.vision_tower.{name}"])
     assert trainer.model.config.mm_image_processor["force_resize"] is None
+
+
+def test_an_adapter_trained_on_a_full_checkpoint_is_loaded_over_that_checkpoint(llm, siglip, data, tmp_path):
+    full = tmp_path / "full"
+    train(tiny.stage_arguments(llm, siglip, data, full, **tiny.FULL_STAGE, learning_rate=1e-2))
+    arguments = tiny.stage_arguments(full, siglip, data, tmp_path / "adapter", vision_tower=None)
+    trained = train(arguments).model
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    _, model, _, _ = load_pretrained_model(str(tmp_path / "adapter"))
+    for name, parameter in trained.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), parameter.detach())
 
 
 def test_learning_rates_and_weight_decay_reach_their_parts(llm, siglip, data, tmp_path):
