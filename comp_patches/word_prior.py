@@ -35,9 +35,9 @@ def fit_prior(prior: Tensor, vocab_size: int) -> Tensor:
     return torch.nn.functional.pad(prior, (0, padding_rows))
 
 
-def save_counts(path: str | Path, counts: Tensor, *, tokenizer: str, source: str) -> None:
-    """Write (V,) counts, with what they were counted from."""
-    metadata = {"tokenizer": tokenizer, "vocab_size": str(len(counts)), "source": source}
+def save_counts(path: str | Path, counts: Tensor, *, tokenizer: str, source: str, seed: int) -> None:
+    """Write (V,) counts, with what they were counted from: `source`, drawn by `seed`."""
+    metadata = {"tokenizer": tokenizer, "vocab_size": str(len(counts)), "source": source, "seed": str(seed)}
     tensors = {"counts": counts.to(torch.int64)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(path), lambda file: save_file(tensors, file, metadata=metadata))

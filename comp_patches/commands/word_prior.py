@@ -19,26 +19,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data_path", required=True, help="LLaVA JSON, or the YAML mixture of Stage II")
     parser.add_argument("--tokenizer", required=True, help="folder or hub id of the LLM's tokenizer")
     parser.add_argument("--output", required=True, help="safetensors file to write")
+    parser.add_argument("--seed", type=int, default=42, help="of the mixture's draw: the training's (default: its, 42)")
     options = parser.parse_args(arguments)
+    from llava.utils import one_line
+
     try:
-        run(options.data_path, options.tokenizer, options.output)
+        run(options.data_path, options.tokenizer, options.output, options.seed)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(one_line(error))
 
 
-def run(data_path: str, tokenizer_name: str, output: str) -> None:
-    """Read the mixture's records, count their answers' tokens, save the counts."""
+def run(data_path: str, tokenizer_name: str, output: str, seed: int) -> None:
+    """Read the records that a training with this seed reads, count their answers' tokens, save the counts."""
     from rich.progress import track
     from transformers import AutoTokenizer
 
     from llava.data.mixture import load_records
 
-    records = load_records(data_path)
+    records = load_records(data_path, seed=seed)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
     vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
     answers = answers_of(track(records, description="counting words"))
     counts = count_tokens(answers, tokenizer, vocab_size)
-    save_counts(output, counts, tokenizer=tokenizer_name, source=data_path)
+    save_counts(output, counts, tokenizer=tokenizer_name, source=data_path, seed=seed)
     seen = int((counts > 0).sum())
     print(f"{output}: {int(counts.sum())} tokens, {seen} of {vocab_size} words seen")  # noqa: T201
 

@@ -140,7 +140,7 @@ ensure_data() {
   [[ -e $data ]] || die "$stage: data file $data is missing. docs/data.md says where it comes from and how it is laid out; DATA_ROOT or --data_path says where it is."
 }
 
-# The alignment loss weighs words by how often they stand in the Stage-II answers.
+# The alignment loss weighs words by how often they stand in the Stage-II answers, those that this seed draws.
 ensure_word_prior() {
   local stage=$1
   [[ $(flag_value --use_alignment_loss) == True && $(flag_value --word_prior) == "$WORD_PRIOR" ]] || return 0
@@ -152,7 +152,8 @@ ensure_word_prior() {
   [[ -e $STAGE2_DATA ]] || die "$stage: the word prior $WORD_PRIOR is counted over the Stage-II data, and $STAGE2_DATA is missing (docs/data.md)."
   say "$stage: counting the words of $STAGE2_DATA into $WORD_PRIOR"
   make_directory "$RUN"
-  "$PYTHON" -m comp_patches.word_prior --data_path "$STAGE2_DATA" --tokenizer "$LLM" --output "$WORD_PRIOR"
+  "$PYTHON" -m comp_patches.word_prior --data_path "$STAGE2_DATA" --tokenizer "$LLM" --output "$WORD_PRIOR" \
+    --seed "$(flag_value --seed)"
 }
 
 require_packages() {

@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from comp_patches.commands.word_prior import main
 from comp_patches.word_prior import fit_prior, load_counts, load_prior, prior_from_counts, save_counts
+from llava.data.mixture import load_records
+from llava.train.arguments import TrainingArguments
 
 WORDS = ["<unk>", "a", "red", "cat", "blue", "never"]
 
@@ -36,10 +38,10 @@ def test_a_word_never_seen_counts_as_seen_once():
 
 def test_counts_survive_their_file_with_what_they_were_counted_from(tmp_path):
     counts = torch.tensor([0, 2**40 + 1, 3])  # beyond what float32 can count
-    save_counts(tmp_path / "deep/prior.safetensors", counts, tokenizer="tok", source="mix.yaml")
+    save_counts(tmp_path / "deep/prior.safetensors", counts, tokenizer="tok", source="mix.yaml", seed=7)
     found, metadata = load_counts(tmp_path / "deep/prior.safetensors")
     assert torch.equal(found, counts)
-    assert metadata == {"tokenizer": "tok", "vocab_size": "3", "source": "mix.yaml"}
+    assert metadata == {"tokenizer": "tok", "vocab_size": "3", "source": "mix.yaml", "seed": "7"}
     assert_close(load_prior(tmp_path / "deep/prior.safetensors"), prior_from_counts(counts))
 
 
@@ -69,6 +71,32 @@ def test_command_counts_the_answers_and_nothing_else(tokenizer_folder, tmp_path)
         "<unk>": 1, "a": 2, "red": 2, "cat": 2, "blue": 1, "never": 0,
     }  # fmt: skip
     assert metadata["vocab_size"] == "6"
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_command_counts_the_sample_that_training_draws(tokenizer_folder, tmp_path, seed):
+    """`random:N` depends on the seed, so the prior must be counted with the training's own, or its default."""
+    records = [record(("human", "a"), ("gpt", WORDS[index % 5])) for index in range(60)]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    (tmp_path / "mix.yaml").write_text("datasets: [{json_path: data.json, sampling_strategy: 'random:15'}]")
+    flags = [] if seed is None else ["--seed", str(seed)]
+    output = tmp_path / "prior.safetensors"
+    main(
+        [
+            "--data_path",
+            str(tmp_path / "mix.yaml"),
+            "--tokenizer",
+            str(tokenizer_folder),
+            "--output",
+            str(output),
+            *flags,
+        ]
+    )
+    training_seed = TrainingArguments(output_dir=str(tmp_path)).seed if seed is None else seed
+    drawn = load_records(tmp_path / "mix.yaml", seed=training_seed)
+    expected = [sum(item["conversations"][1]["value"] == word for item in drawn) for word in WORDS]
+    assert load_counts(output)[0].tolist() == expected
+    assert len(set(expected)) > 1, "another draw should show"
 
 
 def test_command_says_in_one_line_what_is_missing(tokenizer_folder, tmp_path):

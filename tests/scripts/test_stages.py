@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from comp_patches.word_prior import load_counts
 from playground.make_data import HELDOUT_IMAGES, TRAIN_IMAGES, VERSION
 from tests.scripts.launching import ROOT, STAGES, FakeCluster, clean_environment, dry_run, flag, run_script
 
@@ -207,7 +208,9 @@ def test_stage_one_counts_the_word_prior_of_the_stage_two_answers(tmp_path):
     prior.unlink()
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a red chart"}]
     (cluster.data / "stage2.json").write_text(json.dumps([{"id": "1", "image": "1.png", "conversations": turns}]))
-    done = cluster.start("stage1")
+    done = cluster.start("stage1", "--seed", "5")
     assert done.returncode == 0, done.stderr
-    assert prior.stat().st_size > 0
+    counts, about = load_counts(prior)
+    assert counts.sum() > 0
+    assert (about["source"], about["seed"]) == (str(cluster.data / "stage2.json"), "5")
     assert cluster.trained() == ["stage1"]
