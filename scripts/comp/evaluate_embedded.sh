@@ -16,7 +16,9 @@ main() {
   answers stage3_sft blank --blank
   answers stage3_sft random_tower --random-tower
 
-  # Captions: what native resolution adds. Each model sees the images as it was trained to, squashed or as they are.
+  # Captions: what each stage adds, native resolution above all. Each model sees the images as it was trained to, squashed
+  # or as they are. Stage III is not trained to caption; the questions are its.
+  captions stage1
   captions stage2_fixed
   captions stage2_native
 

@@ -63,7 +63,8 @@ def reported(run, colours, tmp_path_factory):
         evaluate([*model, f"--{flag}", str(colours / "data.json"), *output, *(["--blank"] if condition else [])])
     captions = read_rows(result_path(folder, "captions", "stage2_native"))
     worse = [row | {"hits": [False]} for row in captions]
-    write_rows(result_path(folder, "captions", "stage2_fixed"), worse)
+    for stage in ("stage1", "stage2_fixed"):
+        write_rows(result_path(folder, "captions", stage), worse)
     questions = read_rows(result_path(folder, "qa", "stage2_native"))
     rows = [row | {"question": EVIL, "prediction": EVIL, "kind": EVIL} for row in questions[:8]] + questions[8:]
     write_rows(result_path(folder, "qa", "stage2_native"), rows)
@@ -104,6 +105,7 @@ def test_the_table_in_the_terminal(reported, capsys):
         "steps", "loss", "alignment", "decoding", "exact match", "caption facts", "of large images",
     ]  # fmt: skip
     assert table["I"][1] == "2"
+    assert table["I"][-3:] == ["–", "0.0 %", "0.0 %"]  # noqa: RUF001  asked no questions
     native = table["II native"]
     assert native[1] == "32"
     assert native[3] == "–"  # noqa: RUF001  no alignment loss in this stage

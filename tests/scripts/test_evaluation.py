@@ -18,6 +18,7 @@ def test_every_result_of_the_report_is_made_under_the_name_it_is_read_by():
         (QUESTIONS, "stage3_sft", None),
         (QUESTIONS, "stage3_sft", BLANK),
         (QUESTIONS, "stage3_sft", RANDOM_TOWER),
+        (CAPTIONS, "stage1", None),
         (CAPTIONS, "stage2_fixed", None),
         (CAPTIONS, "stage2_native", None),
     ]
