@@ -3,7 +3,7 @@
 P = patches of the batch, N = images, F = frames, D = width, p = patch size in pixels, k = prefix tokens of a frame.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +74,7 @@ class PackedVisionTransformer(nn.Module):
         """Keep only each layer's input for the backward pass and compute the rest again."""
         self.gradient_checkpointing = enable
 
+    @torch.compiler.disable(recursive=False)  # what it calls compiles, but for `_prepare`
     def forward(self, pixel_values: Tensor, image_grid_thw: Tensor | Sequence[Sequence[int]]) -> Tensor:
         """Features of every patch.
 
@@ -84,6 +85,19 @@ class PackedVisionTransformer(nn.Module):
         Returns:
             (P, D), in the order of the input.
         """
+        pieces, patch_rows = self._prepare(pixel_values, image_grid_thw)
+        states = torch.cat([self.run_layers(piece.states, piece.segments, piece.rotary) for piece in pieces])
+        if patch_rows is not None:
+            states = states[patch_rows]
+        return self.final_norm(states) if self.config.has_final_norm else states
+
+    @torch.compiler.disable
+    def _prepare(
+        self, pixel_values: Tensor, image_grid_thw: Tensor | Sequence[Sequence[int]]
+    ) -> tuple[list[Piece], Tensor | None]:
+        """All that depends on the grids' values: the pieces for the layers, and the rows (P,) of the patches in them
+        where there are prefix tokens too."""
+        config = self.config
         frames = frames_on_host(image_grid_thw)
         patches = sum(rows * cols for rows, cols in frames)
         if patches != pixel_values.shape[0]:
@@ -91,19 +105,15 @@ class PackedVisionTransformer(nn.Module):
                 f"image_grid_thw describes {patches} patches in {len(frames)} frame(s), but pixel_values holds "
                 f"{pixel_values.shape[0]}. Both must come from the same image processor."
             )
-        config = self.config
         states, coordinates = self.embed(pixel_values, frames)
         rotary = self.rotary_tables(coordinates)
+        patch_rows = None
         if config.num_prefix_tokens:
             states, rotary, patch_rows = self._insert_prefix(states, rotary, coordinates.frame, len(frames))
         if config.embedding_norm == "after_position":
             states = self.embedding_norm(states)
         lengths = [rows * cols + config.num_prefix_tokens for rows, cols in frames]
-        pieces = _pieces(states, rotary, lengths)
-        states = torch.cat([self.run_layers(piece.states, piece.segments, piece.rotary) for piece in pieces])
-        if config.num_prefix_tokens:
-            states = states[patch_rows]
-        return self.final_norm(states) if config.has_final_norm else states
+        return _pieces(states, rotary, lengths), patch_rows
 
     def embed(self, pixel_values: Tensor, frames: Sequence[tuple[int, int]]) -> tuple[Tensor, PatchCoordinates]:
         """Patches with their position embedding (P, D), and where each stands (Eq. 1)."""
@@ -173,15 +183,13 @@ class PackedVisionTransformer(nn.Module):
         return states
 
 
-def _pieces(states: Tensor, rotary: RotaryTables | None, lengths: Sequence[int]) -> Iterator[Piece]:
+def _pieces(states: Tensor, rotary: RotaryTables | None, lengths: Sequence[int]) -> list[Piece]:
     """The batch in one piece, or, on a CPU, in pieces of whole frames."""
     groups = _group(lengths, CPU_TOKENS) if states.device.type == "cpu" else [lengths]
-    start = 0
-    for group in groups:
-        tokens = slice(start, start + sum(group))
-        tables = None if rotary is None else (rotary[0][tokens], rotary[1][tokens])
-        yield Piece(states[tokens], Segments.of_lengths(group, states.device), tables)
-        start = tokens.stop
+    sizes = [sum(group) for group in groups]
+    tables = [None] * len(groups) if rotary is None else zip(*(table.split(sizes) for table in rotary), strict=True)
+    segments = (Segments.of_lengths(group, states.device) for group in groups)
+    return [Piece(*parts) for parts in zip(states.split(sizes), segments, tables, strict=True)]
 
 
 def _group(lengths: Sequence[int], most: int) -> list[list[int]]:

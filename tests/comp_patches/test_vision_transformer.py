@@ -84,6 +84,32 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_tower, random_patches):
         assert_close(ours.grad, theirs.grad, msg=name)
 
 
+@pytest.mark.parametrize("options", [{}, {"class_token": True, "num_register_tokens": 2}], ids=["plain", "prefix"])
+def test_compiled_layers_serve_new_grids_without_compiling_again(tiny_tower, random_patches, options):
+    tower = tiny_tower(**options)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(tower, backend="aot_eager", dynamic=True)
+    graphs = torch._dynamo.utils.counters["stats"]
+    for number, grids in enumerate([GRIDS, [(1, 6, 8), (1, 2, 2)], [(1, 10, 4)], GRIDS[2:]]):
+        pixels = random_patches(grids)
+        assert_close(compiled(pixels, grids), tower(pixels, grids), atol=2e-5, rtol=1e-5)
+        if number == 1:  # the second batch is what shows torch.compile that the number of segments varies
+            settled = graphs["unique_graphs"]
+    assert graphs["unique_graphs"] == settled
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_compiled_layers_are_one_graph_with_the_same_gradients(tiny_tower, random_patches):
+    plain, compiled = tiny_tower(), tiny_tower()
+    torch._dynamo.reset()
+    compiled.run_layers = torch.compile(compiled.run_layers, backend="aot_eager", dynamic=True, fullgraph=True)
+    for tower in (plain, compiled):
+        tower(random_patches(GRIDS), GRIDS).square().sum().backward()
+    for (name, ours), theirs in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-7, name
+
+
 @pytest.mark.parametrize("tokens", [1, 30, 45])
 def test_taking_the_batch_in_pieces_changes_nothing(tiny_tower, random_patches, monkeypatch, tokens):
     tower, pixels = tiny_tower(), random_patches(GRIDS)
