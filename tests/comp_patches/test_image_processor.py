@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.testing import assert_close
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from comp_patches.grid import two_step_grids
 from comp_patches.image_processor import NativeImageProcessor, to_rgb
 from tests.comp_patches import naive
 
@@ -65,6 +67,27 @@ def test_pixels_are_the_release_s(golden, two_step_resize):
         assert all(matching)
     else:
         assert not all(matching)  # the release resizes twice; one step is another picture where that matters
+
+
+@pytest.mark.parametrize(
+    ("vfm", "mean", "std"),
+    [("siglip", (0.5,) * 3, (0.5,) * 3), ("dinov2", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))],
+)
+def test_normalised_pixels_are_the_release_s(golden, vfm, mean, std):
+    stored = golden("image_processor")
+    options = {"min_num_vistoken": 3, "max_num_vistoken": 6, "two_step_resize": True}
+    processor = NativeImageProcessor(patch_size=14, image_mean=mean, image_std=std, **options)
+    batch = processor(Image.fromarray(stored["img3/rgb_uint8"].numpy()))
+    assert_close(batch["pixel_values"], stored[f"img3/pixel_values_{vfm}"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["img0", "img1", "img2", "img3"])
+def test_the_first_of_two_resizes_is_the_release_s(golden, case):
+    stored = golden("image_processor")
+    height, width, _ = stored[f"{case}/rgb_uint8"].shape
+    options = {"patch_size": 14, "min_num_vistoken": 3, "max_num_vistoken": 6}
+    (rows, cols), _ = two_step_grids(width, height, **options)
+    assert [rows * 14, cols * 14] == stored[f"{case}/step1_size_hw"].tolist()
 
 
 @pytest.mark.parametrize(("merge_size", "grid"), [(2, (6, 8)), (1, (5, 7))])
