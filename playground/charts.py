@@ -94,5 +94,5 @@ def compose(rng: random.Random, split: Split, size: tuple[int, int], max_bars: i
             continue
         bars = tuple(zip(rng.sample(list(COLOURS), len(values)), values, strict=True))
         chart = Chart(size, bars, column.table)
-        if split.owns(chart.facts()):
+        if split.owns(chart.caption(), chart.facts()):
             return chart

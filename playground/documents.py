@@ -77,7 +77,7 @@ def compose(
         fields = rng.sample(list(FIELDS), count)
         entries = tuple((field, rng.choice(_values(field, easy))) for field in fields)
         document = Document(size, entries, tuple(sorted(rng.sample(range(cells), count))))
-        if split.owns(document.facts()):
+        if split.owns(document.caption(), document.facts()):
             return document
 
 

@@ -99,7 +99,7 @@ def compose(rng: random.Random, split: Split, size: tuple[int, int], max_shapes:
         placed = [(c % columns, c // columns, rng.choice(list(COLOURS)), s) for c, s in zip(cells, shapes, strict=True)]
         rows = tuple(row for line in range(lines) if (row := tuple(p for p in placed if p[1] == line)))
         scene = Scene(size, (columns, lines), rows)
-        if split.owns(scene.facts()):
+        if split.owns(scene.caption(), scene.facts()):
             return scene
 
 
