@@ -6,7 +6,7 @@ A tower's full name is `name:weights`, for example `comp-siglip:google/siglip-so
 
 import difflib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from comp_patches.checkpoint import TensorFiles, read_config, read_processor_config, resolve, save_checkpoint
-from comp_patches.families import family_of
-from comp_patches.families.base import Family, Source
+from comp_patches.families import families_of
 from comp_patches.image_processor import NativeImageProcessor
-from comp_patches.vision_config import MODEL_TYPE, VisionTransformerConfig
+from comp_patches.tower_weights import read_tower_weights
+from comp_patches.vision_config import VisionTransformerConfig
 from comp_patches.vision_transformer import PackedVisionTransformer
 
 logger = logging.getLogger(__name__)
@@ -25,15 +25,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TowerName:
-    """What a tower name stands for: the family its checkpoint must be of, and the weights a bare name means."""
+    """What a tower name stands for: the families that its checkpoint may be of, and the weights a bare name means."""
 
-    family: str
+    families: tuple[str, ...]
     default_weights: str
 
 
+# A bare name means the released CoMP weights where there are any, else the original VFM.
 TOWERS: dict[str, TowerName] = {
-    "comp-siglip": TowerName("siglip", "SliMM-X/CoMP-SigLIP-So400M"),
-    "comp-siglip-base": TowerName("siglip", "google/siglip-base-patch16-384"),
+    "comp-siglip": TowerName(("siglip",), "SliMM-X/CoMP-SigLIP-So400M"),
+    "comp-siglip-base": TowerName(("siglip",), "google/siglip-base-patch16-384"),
+    # SigLIP 2 of fixed resolution is SigLIP, by its config.json too.
+    "comp-siglip2": TowerName(("siglip2", "siglip"), "google/siglip2-so400m-patch16-naflex"),
+    "comp-siglip2-base": TowerName(("siglip2", "siglip"), "google/siglip2-base-patch16-naflex"),
+    "comp-dinov2": TowerName(("dinov2",), "SliMM-X/CoMP-DINOv2-Large"),
+    "comp-dinov2-small": TowerName(("dinov2",), "facebook/dinov2-small"),
+    "comp-dinov2-base": TowerName(("dinov2",), "facebook/dinov2-base"),
+    "comp-dinov2-giant": TowerName(("dinov2",), "facebook/dinov2-giant"),
+    "comp-dinov2-registers": TowerName(("dinov2",), "facebook/dinov2-with-registers-large"),
+    "comp-aimv2": TowerName(("aimv2",), "apple/aimv2-large-patch14-336"),
+    "comp-aimv2-huge": TowerName(("aimv2",), "apple/aimv2-huge-patch14-336"),
+    "comp-aimv2-1b": TowerName(("aimv2",), "apple/aimv2-1B-patch14-336"),
+    "comp-aimv2-native": TowerName(("aimv2",), "apple/aimv2-large-patch14-native"),
+    "comp-clip": TowerName(("clip",), "openai/clip-vit-large-patch14-336"),
+    "comp-clip-base": TowerName(("clip",), "openai/clip-vit-base-patch16"),
 }
 
 
@@ -61,8 +76,9 @@ def load_vision_config(
     **config_overrides: Any,
 ) -> VisionTransformerConfig:
     """The config of a tower; no weights are read. None leaves what the checkpoint says."""
-    path, family_name = _locate(name_or_path, weights=False)
-    return _configured(path, family_name, merge_size, use_rope, attn_implementation, config_overrides)
+    checkpoint, tower = _open(name_or_path, weights=False)
+    options = {"merge_size": merge_size, "use_rope": use_rope, "attn_implementation": attn_implementation}
+    return checkpoint.config(tower, options | config_overrides)
 
 
 def load_image_processor(name_or_path: str, **options: Any) -> NativeImageProcessor:
@@ -103,15 +119,17 @@ def load_vision_transformer(
         attn_implementation: attention backend.
         config_overrides: other fields of `VisionTransformerConfig`.
     """
-    path, family_name = _locate(name_or_path, weights=True)
-    config = _configured(path, family_name, merge_size, use_rope, attn_implementation, config_overrides)
-    state_dict = _read_state_dict(TensorFiles(path), config, read_config(path))
+    checkpoint, tower = _open(name_or_path, weights=True)
+    options = {"merge_size": merge_size, "use_rope": use_rope, "attn_implementation": attn_implementation}
+    config = checkpoint.config(tower, options | config_overrides)
+    with torch.device("cpu"):  # where the tensors lie, also when the caller is building on the meta device
+        files = TensorFiles(checkpoint.path)
+        state_dict = read_tower_weights(files, config, families_of(checkpoint.description), checkpoint.path)
     dtype = dtype or state_dict["patch_embedding.weight"].dtype
     with torch.device("meta"):  # no random initialisation of what is about to be overwritten
         model = PackedVisionTransformer(config)
-    _check_shapes(model, state_dict, path)
+    _check_shapes(model, state_dict, checkpoint.path)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state_dict.items()}, assign=True)
-    logger.info("%s: loaded %d tensors (%s) from %s", config.family, len(state_dict), dtype, path)
     return model
 
 
@@ -121,93 +139,69 @@ def save_vision_transformer(model: PackedVisionTransformer, folder: str | Path) 
     save_checkpoint(Path(folder), model.config.to_dict(), tensors)
 
 
-def _locate(name_or_path: str, *, weights: bool) -> tuple[Path, str | None]:
-    """The checkpoint's local path and, if a tower name was given, the family it must be of."""
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A checkpoint on this machine.
+
+    Attributes:
+        path: where its tensors are.
+        description: config.json's content for the vision model: an original VFM's, or a tower's own.
+        options: fields of the tower's config that the checkpoint says elsewhere than in the description.
+    """
+
+    path: Path
+    description: dict[str, Any]
+    options: dict[str, Any]
+
+    def config(self, tower: TowerName | None, overrides: dict[str, Any]) -> VisionTransformerConfig:
+        """The tower's config under the caller's options. A tower name that means another VFM is an error."""
+        config = families_of(self.description)[0].config_from_hf(self.description)
+        if tower is not None and config.family not in tower.families:
+            raise ValueError(
+                f"The tower name asks for a {tower.families[0]!r} checkpoint, but {self.path} has model_type "
+                f"{self.description['model_type']!r} ({config.family}). Choose the tower name that fits the weights."
+            )
+        return config.with_overrides(self.options).with_overrides(overrides)
+
+
+def _open(name_or_path: str, *, weights: bool) -> tuple[_Checkpoint, TowerName | None]:
+    """The checkpoint, and what the tower name, if one was given, says that it must be."""
     name, separator, _ = name_or_path.partition(":")
     is_tower_name = name in TOWERS or (separator and not Path(name_or_path).exists())
     if not is_tower_name and not Path(name_or_path).exists() and "/" not in name_or_path:
         is_tower_name = True  # neither a path nor a hub id: a misspelt name, which the error below explains
     if not is_tower_name:
-        return resolve(name_or_path, weights=weights), None
+        return _describe(resolve(name_or_path, weights=weights)), None
     name, weights_name = parse_tower_name(name_or_path)
-    return resolve(weights_name, weights=weights), TOWERS[name].family
+    return _describe(resolve(weights_name, weights=weights)), TOWERS[name]
 
 
-def _configured(
-    path: Path,
-    family_name: str | None,
-    merge_size: int | None,
-    use_rope: bool | None,
-    attn_implementation: str | None,
-    overrides: dict[str, Any],
-) -> VisionTransformerConfig:
-    """The checkpoint's config under the caller's options."""
+def _describe(path: Path) -> _Checkpoint:
     raw = read_config(path)
-    if raw.get("model_type") == MODEL_TYPE:
-        config = VisionTransformerConfig.from_dict(raw)
-    else:
-        config = family_of(raw).config_from_hf(raw).with_overrides(_normalisation(path))
-    if family_name is not None and config.family != family_name:
+    if "mm_vision_config" in raw:  # a LLaVA checkpoint of this project
+        return _Checkpoint(path, raw["mm_vision_config"], {})
+    if "mm_vision_tower" in raw:
+        return _describe_llava(path, raw["mm_vision_tower"], raw.get("mm_vision_select_layer"))
+    # A LLaVA checkpoint of transformers describes its vision model and says which layer's output it reads.
+    return _Checkpoint(path, raw, _normalisation(path) | {"feature_layer": raw.get("vision_feature_layer")})
+
+
+def _describe_llava(path: Path, original: str, feature_layer: int | None) -> _Checkpoint:
+    """A LLaVA checkpoint of another code base has the tower's weights, and of its architecture the original's name."""
+    try:
+        home = resolve(original, weights=False)
+    except ValueError as error:
         raise ValueError(
-            f"The tower name asks for a {family_name!r} checkpoint, but {path} has model_type "
-            f"{raw.get('model_type')!r} ({config.family}). Choose the tower name that fits the weights."
-        )
-    options = {"merge_size": merge_size, "use_rope": use_rope, "attn_implementation": attn_implementation}
-    return config.with_overrides(options | overrides)
+            f"{path} is a LLaVA checkpoint whose config.json describes its tower by mm_vision_tower={original!r} only. "
+            f"{error}"
+        ) from error
+    return _Checkpoint(path, read_config(home), _normalisation(home) | {"feature_layer": feature_layer})
 
 
 def _normalisation(path: Path) -> dict[str, Any]:
     """The checkpoint's own mean and std, where it ships a preprocessor_config.json; else the family's stay."""
     processor = read_processor_config(path)
     return {name: processor.get(name) for name in ("image_mean", "image_std")}
-
-
-def _read_state_dict(
-    files: TensorFiles, config: VisionTransformerConfig, raw_config: dict[str, Any]
-) -> dict[str, Tensor]:
-    """All parameters of the tower under our names. Any that is missing is an error."""
-    if raw_config["model_type"] == MODEL_TYPE:
-        family, prefix = None, ""
-        with torch.device("meta"):
-            names = {name: Source((name,)) for name in PackedVisionTransformer(config).state_dict()}
-    else:
-        family = family_of(raw_config)
-        prefix = _prefix(files, family)
-        names = {
-            ours: replace(source, keys=tuple(prefix + key for key in source.keys))
-            for ours, source in family.sources(config).items()
-        }
-    wanted = [key for source in names.values() for key in source.keys]
-    missing = [key for key in wanted if key not in files]
-    unexpected = _unexpected(files, set(wanted), family, prefix)
-    if missing:
-        raise ValueError(
-            f"The checkpoint lacks {len(missing)} of {len(wanted)} tensors, first {', '.join(missing[:3])}. "
-            f"It has {len(unexpected)} that the tower does not know"
-            + (f", first {', '.join(unexpected[:3])}." if unexpected else ".")
-        )
-    if unexpected:
-        logger.warning(
-            "%d tensors of the checkpoint are not used, first %s", len(unexpected), ", ".join(unexpected[:3])
-        )
-    return {ours: source.read([files[key] for key in source.keys]) for ours, source in names.items()}
-
-
-def _prefix(files: TensorFiles, family: Family) -> str:
-    """Files of transformers 4 and of whole dual encoders say `vision_model.`; transformers 5 writes no prefix."""
-    for prefix in family.prefixes:
-        if prefix + family.anchor in files:
-            return prefix
-    tried = " or ".join(repr(prefix + family.anchor) for prefix in family.prefixes)
-    found = ", ".join(list(files)[:3])
-    raise ValueError(f"The checkpoint has no {tried}, so it is no {family.name} vision model. Its keys begin: {found}.")
-
-
-def _unexpected(files: TensorFiles, wanted: set[str], family: Family | None, prefix: str) -> list[str]:
-    """Vision tensors that nobody asked for; other modules of a whole model (under another prefix) are none of ours."""
-    ignored = tuple(prefix + name for name in family.ignored) if family else ()
-    known = wanted.union(key for key in files if key.startswith(ignored))
-    return [key for key in files if key.startswith(prefix) and key not in known]
 
 
 def _check_shapes(model: PackedVisionTransformer, state_dict: dict[str, Tensor], path: Path) -> None:

@@ -20,6 +20,7 @@ METHOD_LAYERS = [
     {"vision_config", "alignment_module"},
     {"vision_transformer"},
     {"families"},
+    {"tower_weights"},
     {"towers"},
 ]
 

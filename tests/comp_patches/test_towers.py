@@ -269,8 +269,8 @@ def test_an_unknown_option_names_the_nearest(siglip_folder):
 
 def test_a_foreign_model_type_is_an_error_that_names_it(siglip_folder):
     folder, _ = siglip_folder
-    (folder / "config.json").write_text(json.dumps({"model_type": "dinov2", "hidden_size": 48}))
-    with pytest.raises(ValueError, match=r"model_type 'dinov2' in config.json. Known: siglip"):
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 48}))
+    with pytest.raises(ValueError, match=r"model_type 'vit' in config.json. Known: siglip"):
         load_vision_transformer(f"comp-siglip:{folder}")
 
 
