@@ -16,6 +16,7 @@ from llava.model.attention import resolve_attention
 from llava.model.language_model import LLAVA_MODELS
 from llava.model.multimodal_encoder.builder import load_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.sharding import full_shape, gathered
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def load_adapter_file(projector: torch.nn.Module, file: str | Path) -> None:
     except Exception as error:
         raise ValueError(f"{file} cannot be read as a LLaVA adapter file ({error}). Was it cut short?") from error
     weights = {key.split("mm_projector.")[-1]: value for key, value in weights.items() if "mm_projector." in key}
-    expected = {key: tuple(value.shape) for key, value in projector.state_dict().items()}
+    expected = {key: full_shape(value) for key, value in projector.state_dict(keep_vars=True).items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}
     if found != expected:
         different = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -126,7 +127,8 @@ def load_adapter_file(projector: torch.nn.Module, file: str | Path) -> None:
             f"{expected.get(key, 'not there')} in the model ({len(different)} of {len(expected)} tensors differ). "
             "Was it trained with another --vision_tower, --mm_projector_type or LLM?"
         )
-    projector.load_state_dict(weights)
+    with gathered(projector.parameters(), modify=True):
+        projector.load_state_dict(weights)
 
 
 def _check_coverage(path: str, model: PreTrainedModel, info: Any) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what an adapter-only stage writes, and which folder a run may continue from."""
+"""Checkpoint folders: what an adapter-only stage writes, whether a save is whole, where a run may continue from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava.model.loading import ADAPTER_FILE
+from llava.model.sharding import full_shape
 from llava.train.parts import part_of
 
 logger = logging.getLogger(__name__)
@@ -23,16 +24,33 @@ logger = logging.getLogger(__name__)
 TRAINER_STATE = "trainer_state.json"  # the Trainer writes it last, so a checkpoint that has it whole is complete
 
 
-def save_adapter(state_dict: dict[str, Tensor], config: Any, folder: str) -> None:
+def save_adapter(projector: nn.Module, config: Any, folder: str) -> None:
     """LLaVA's Stage-I layout: `config.json`, and the adapter's tensors in `mm_projector.bin`, written atomically."""
     os.makedirs(folder, exist_ok=True)
     config.save_pretrained(folder)
-    adapter = {
-        name: tensor.detach().cpu().clone() for name, tensor in state_dict.items() if part_of(name) == "mm_mlp_adapter"
+    weights = {
+        f"model.mm_projector.{name}": tensor.detach().cpu().clone() for name, tensor in projector.state_dict().items()
     }
     temporary = Path(folder) / f".{ADAPTER_FILE}.tmp"
-    torch.save(adapter, temporary)
+    torch.save(weights, temporary)
     os.replace(temporary, Path(folder) / ADAPTER_FILE)
+
+
+def check_saved_weights(folder: str, model: nn.Module, *, adapter_only: bool) -> None:
+    """Look into the files that were just written: each of the model's weights must be there with its full shape."""
+    expected = {
+        name: full_shape(parameter)
+        for name, parameter in model.named_parameters()
+        if not adapter_only or part_of(name) == "mm_mlp_adapter"
+    }
+    found = _adapter_shapes(folder) if adapter_only else _model_shapes(folder)
+    wrong = [name for name, shape in expected.items() if found.get(name) != shape]
+    if wrong:
+        raise ValueError(
+            f"{folder}: {len(wrong)} of {len(expected)} weights were not saved whole, the first {wrong[0]}: "
+            f"{found.get(wrong[0], 'missing')} in the file, {expected[wrong[0]]} in the model. Continue from an "
+            "earlier checkpoint, or without sharding (--deepspeed scripts/zero2.json)."
+        )
 
 
 def last_complete_checkpoint(output_dir: str, *, remove: bool) -> str | None:
@@ -66,6 +84,20 @@ def check_output_dir(output_dir: str) -> None:
             return
 
 
+def _adapter_shapes(folder: str) -> dict[str, tuple[int, ...]]:
+    weights = torch.load(Path(folder) / ADAPTER_FILE, map_location="cpu", weights_only=True)
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def _model_shapes(folder: str) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:  # reads the headers alone
+            names = tensors.keys()
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    return shapes
+
+
 def _step(folder: Path) -> int:
     suffix = folder.name.rpartition("-")[2]
     return int(suffix) if suffix.isdigit() else -1
@@ -73,7 +105,9 @@ def _step(folder: Path) -> int:
 
 def _check_readable(folder: Path) -> None:
     """Weights and optimizer must be whole: both formats keep their table of contents where a cut shows."""
-    for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pt")):
+    for file in folder.rglob("*"):  # DeepSpeed's lie one folder deeper
+        if file.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
+            continue
         try:
             if file.suffix == ".safetensors":
                 safe_open(file, framework="pt")

@@ -13,7 +13,8 @@ from transformers import Trainer
 from llava.data.bad_samples import BadSampleLedger
 from llava.data.sampler import ModalityLengthSampler
 from llava.model.loading import ADAPTER_FILE, load_adapter_file
-from llava.train.checkpoints import save_adapter
+from llava.model.sharding import gathered, is_sharded
+from llava.train.checkpoints import check_saved_weights, save_adapter
 from llava.train.parts import parameter_groups
 
 
@@ -95,13 +96,28 @@ class LLaVATrainer(Trainer):
             self._named_sums, self._named_steps = {}, 0.0
         super().log(logs, start_time)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """LLaVA's layout: the adapter alone where nothing else trained. Every process calls."""
+        folder = output_dir or self.args.output_dir
         if not self.adapter_only:
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            folder = output_dir or self.args.output_dir
-            save_adapter(self.model.state_dict() if state_dict is None else state_dict, self.model.config, folder)
-            self.processing_class.save_pretrained(folder)
+            super().save_model(folder, _internal_call)
+        else:
+            projector = self.model.get_model().mm_projector
+            with gathered(projector.parameters()):
+                if self.args.should_save:
+                    save_adapter(projector, self.model.config, folder)
+                    self.processing_class.save_pretrained(folder)
+        if self.args.should_save:
+            check_saved_weights(folder, self.model, adapter_only=self.adapter_only)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """DeepSpeed's state dict is needed for shards only: of whole weights it is a copy whose tied ones are apart."""
+        super()._save(output_dir, state_dict if is_sharded(self.model) else None)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Waits for all processes' files: next, the first one writes the file that marks the checkpoint as complete."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         adapter = Path(resume_from_checkpoint) / ADAPTER_FILE

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llava.model.multimodal_encoder.base import ImageProcessor, TowerFactory, VisionTower
+from llava.model.sharding import load_in_shards
 from llava.registry import Registry
 
 VISION_TOWERS: Registry[TowerFactory] = Registry("vision tower", "llava.vision_towers")
@@ -30,7 +31,11 @@ def with_weights(name: str, weights: str | None) -> str:
 
 def load_vision_tower(name: str, *, dtype: torch.dtype | None = None, **options: Any) -> VisionTower:
     """The tower called `name` with its starting weights. `options` are the tower's own (`use_rope`, ...)."""
-    return tower_factory(name).build_tower(name, dtype=dtype, **options)
+    factory = tower_factory(name)
+    return load_in_shards(
+        load=lambda: factory.build_tower(name, dtype=dtype, **options),
+        build=lambda config: factory.build_tower(name, config=config),
+    )
 
 
 def build_vision_tower(config: Any) -> VisionTower:
