@@ -83,7 +83,10 @@ def golden_checkpoint(tmp_path):
         weights = {key: tensor.float() for key, tensor in load_file(DATA / f"{name}.weights.safetensors").items()}
         save_file(weights, folder / "model.safetensors")
         vision = json.loads((DATA / f"{name}.config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": vision} | config))
+        form = (
+            {"model_type": "siglip", "vision_config": vision} if "siglip" in name else {"model_type": "dinov2"} | vision
+        )
+        (folder / "config.json").write_text(json.dumps(form | config))
         return folder
 
     return lay_out
