@@ -1,12 +1,18 @@
-"""Checkpoint folders: config.json, and tensors in one safetensors file or several with an index."""
+"""Checkpoint folders: config.json, and tensors in one file or several with an index.
+
+safetensors are read and written; PyTorch's .bin, in which some hub repositories still come (CLIP's), is read only.
+"""
 
 import json
 import os
+import pickle
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,6 +21,8 @@ CONFIG_NAME = "config.json"
 PROCESSOR_NAME = "preprocessor_config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+PICKLE_NAME = "pytorch_model.bin"
+PICKLE_INDEX_NAME = "pytorch_model.bin.index.json"
 
 
 def resolve(name_or_path: str, *, weights: bool) -> Path:
@@ -37,9 +45,13 @@ def _download(repo_id: str, *, weights: bool) -> Path:
         raise ValueError(
             f"{repo_id!r} is no local path, and the hub needs a package: pip install huggingface_hub"
         ) from error
-    patterns = [CONFIG_NAME, PROCESSOR_NAME] + (["*.safetensors", "*.safetensors.index.json"] if weights else [])
+    configs = [CONFIG_NAME, PROCESSOR_NAME]
+    safetensors, pickles = ["model*.safetensors", INDEX_NAME], ["pytorch_model*.bin", PICKLE_INDEX_NAME]
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+        folder = Path(snapshot_download(repo_id, allow_patterns=configs + (safetensors if weights else [])))
+        if weights and not any(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(repo_id, allow_patterns=configs + pickles))
+        return folder
     except Exception as error:  # the hub's errors have many classes; the cause stays attached
         raise ValueError(
             f"Could not fetch {repo_id!r} from the hub ({type(error).__name__}). Is the name right, and is there a "
@@ -76,11 +88,20 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __init__(self, path: Path):
         self._file_of: dict[str, Path] = {}
+        self._pickles: dict[Path, dict[str, Tensor]] = {}
         for file in _weight_files(path):
-            self._file_of |= dict.fromkeys(_read(file, lambda tensors: list(tensors.keys())), file)
+            if file.suffix == ".bin":
+                self._pickles[file] = _read_pickle(file)
+                keys = list(self._pickles[file])
+            else:
+                keys = _read(file, lambda tensors: list(tensors.keys()))
+            self._file_of |= dict.fromkeys(keys, file)
 
     def __getitem__(self, key: str) -> Tensor:
-        return _read(self._file_of[key], lambda tensors: tensors.get_tensor(key))
+        file = self._file_of[key]
+        if file in self._pickles:
+            return self._pickles[file][key]
+        return _read(file, lambda tensors: tensors.get_tensor(key))
 
     def __iter__(self):
         return iter(self._file_of)
@@ -116,14 +137,19 @@ def _folder(path: Path) -> Path:
 def _weight_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    if (path / WEIGHTS_NAME).exists():
-        return [path / WEIGHTS_NAME]
-    if not (path / INDEX_NAME).exists():
-        raise ValueError(f"{path} holds no {WEIGHTS_NAME} and no {INDEX_NAME}: only safetensors are read.")
-    files = sorted({path / name for name in read_json(path / INDEX_NAME)["weight_map"].values()})
+    for single, index in ((WEIGHTS_NAME, INDEX_NAME), (PICKLE_NAME, PICKLE_INDEX_NAME)):
+        if (path / single).exists():
+            return [path / single]
+        if (path / index).exists():
+            return _shards(path, index)
+    raise ValueError(f"{path} holds no {WEIGHTS_NAME} and no {INDEX_NAME}, nor the same as {PICKLE_NAME}.")
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    files = sorted({folder / name for name in read_json(folder / index)["weight_map"].values()})
     for file in files:
-        if file.parent != path or not file.exists():
-            raise ValueError(f"{path / INDEX_NAME} names {file}, which is missing or outside the folder.")
+        if file.parent != folder or not file.exists():
+            raise ValueError(f"{folder / index} names {file}, which is missing or outside the folder.")
     return files
 
 
@@ -133,3 +159,12 @@ def _read(file: Path, read: Callable[[Any], Any]) -> Any:
             return read(tensors)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} cannot be read as safetensors: {error}. Was it cut short? Copy it again.") from error
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    """A .bin file: tensors and nothing else is unpickled, and they stay on disk until used where the format allows."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{file} cannot be read as a file of tensors: {reason} Was it cut short?") from error
