@@ -25,20 +25,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TowerName:
-    """What a tower name stands for: the families that its checkpoint may be of, and the weights a bare name means."""
+    """What a tower name stands for.
+
+    Attributes:
+        families: that its checkpoint may be of.
+        default_weights: hub id of the weights that a bare name means.
+        released: whether these are the authors' CoMP weights, and not an original VFM's.
+    """
 
     families: tuple[str, ...]
     default_weights: str
+    released: bool = False
 
 
 # A bare name means the released CoMP weights where there are any, else the original VFM.
 TOWERS: dict[str, TowerName] = {
-    "comp-siglip": TowerName(("siglip",), "SliMM-X/CoMP-SigLIP-So400M"),
+    "comp-siglip": TowerName(("siglip",), "SliMM-X/CoMP-SigLIP-So400M", released=True),
     "comp-siglip-base": TowerName(("siglip",), "google/siglip-base-patch16-384"),
     # SigLIP 2 of fixed resolution is SigLIP, by its config.json too.
     "comp-siglip2": TowerName(("siglip2", "siglip"), "google/siglip2-so400m-patch16-naflex"),
     "comp-siglip2-base": TowerName(("siglip2", "siglip"), "google/siglip2-base-patch16-naflex"),
-    "comp-dinov2": TowerName(("dinov2",), "SliMM-X/CoMP-DINOv2-Large"),
+    "comp-dinov2": TowerName(("dinov2",), "SliMM-X/CoMP-DINOv2-Large", released=True),
     "comp-dinov2-small": TowerName(("dinov2",), "facebook/dinov2-small"),
     "comp-dinov2-base": TowerName(("dinov2",), "facebook/dinov2-base"),
     "comp-dinov2-giant": TowerName(("dinov2",), "facebook/dinov2-giant"),
@@ -63,7 +70,9 @@ def parse_tower_name(full_name: str) -> tuple[str, str]:
         )
     if not weights:
         weights = TOWERS[name].default_weights
-        logger.info("%s means the weights %s", name, weights)
+        released = TOWERS[name].released
+        meaning = "means the released CoMP weights" if released else "has no released CoMP weights: the original"
+        logger.info("%s %s %s", name, meaning, weights)
     return name, weights
 
 

@@ -35,8 +35,11 @@ def assert_same(found, expected):
     assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
-@pytest.mark.parametrize("side", [3, 4])
-@pytest.mark.parametrize("name", VFMS)
+# 27 and 37 are the real grids of SigLIP-So400M and DINOv2.
+GRIDS = [(name, side) for name in VFMS for side in (3, 4)] + [("siglip", 27), ("dinov2", 37)]
+
+
+@pytest.mark.parametrize(("name", "side"), GRIDS)
 def test_the_pretraining_grid_is_the_identity(name, side, tmp_path):
     vfm, images = VFMS[name], images_of(side, side)
     model = vfm.save(tmp_path, side)
