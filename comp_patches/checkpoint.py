@@ -110,12 +110,21 @@ class TensorFiles(Mapping[str, Tensor]):
         return len(self._file_of)
 
 
-def save_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write config.json and model.safetensors, each complete or not at all."""
+def save_checkpoint(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], processor: dict[str, Any] | None = None
+) -> None:
+    """Write model.safetensors, preprocessor_config.json if there is one, and config.json, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_NAME, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
-    text = json.dumps(config, indent=2) + "\n"
-    write_atomically(folder / CONFIG_NAME, lambda file: file.write_text(text, encoding="utf-8"))
+    if processor:
+        write_json(folder / PROCESSOR_NAME, processor)
+    write_json(folder / CONFIG_NAME, config)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A JSON object, indented."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

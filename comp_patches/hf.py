@@ -170,7 +170,7 @@ class CompImageProcessor(NativeImageProcessor, BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         """What preprocessor_config.json holds."""
-        return {"image_processor_type": type(self).__name__} | super().to_dict()
+        return self.description()
 
 
 def feature_maps(features: Tensor, image_grid_thw: Tensor | Sequence[Sequence[int]], merge_size: int) -> list[Tensor]:

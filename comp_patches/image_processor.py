@@ -19,6 +19,8 @@ from comp_patches.grid import native_grid, num_tokens, two_step_grids
 # Pillow refuses to open anything above this unless told otherwise; an image handed over open is held to the same.
 MAX_IMAGE_PIXELS = 178_956_970
 
+PROCESSOR_TYPE = "CompImageProcessor"  # in a preprocessor_config.json: `comp_patches.hf`'s class, by which HF finds it
+
 
 class NativeImageProcessor:
     """Resize, normalise and cut images into patches.
@@ -91,6 +93,10 @@ class NativeImageProcessor:
         values = {name: getattr(self, name) for name in _arguments()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
+    def description(self) -> dict[str, Any]:
+        """What preprocessor_config.json says."""
+        return {"image_processor_type": PROCESSOR_TYPE} | NativeImageProcessor.to_dict(self)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "NativeImageProcessor":
         """Read `to_dict`'s result; an unknown key is an error."""
@@ -136,6 +142,14 @@ class NativeImageProcessor:
         for channel, table in enumerate(self._normalised):
             normalised[:, channel] = table[patches[:, channel]]
         return normalised.reshape(len(patches), -1)
+
+
+def processor_options(description: dict[str, Any]) -> dict[str, Any]:
+    """Bounds and resizing as a preprocessor_config.json of this project says them; nothing of another's."""
+    if description.get("image_processor_type") != PROCESSOR_TYPE:
+        return {}
+    of_the_tower = ("image_processor_type", "patch_size", "merge_size", "image_mean", "image_std")
+    return {name: value for name, value in description.items() if name not in of_the_tower}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

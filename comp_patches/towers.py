@@ -15,7 +15,7 @@ from torch import Tensor
 
 from comp_patches.checkpoint import TensorFiles, read_config, read_processor_config, resolve, save_checkpoint
 from comp_patches.families import families_of
-from comp_patches.image_processor import NativeImageProcessor
+from comp_patches.image_processor import NativeImageProcessor, processor_options
 from comp_patches.tower_weights import read_tower_weights
 from comp_patches.vision_config import VisionTransformerConfig
 from comp_patches.vision_transformer import PackedVisionTransformer
@@ -91,9 +91,13 @@ def load_vision_config(
 
 
 def load_image_processor(name_or_path: str, **options: Any) -> NativeImageProcessor:
-    """The image processor that belongs to a tower; no weights are read. `options` are the processor's own."""
-    config = load_vision_config(name_or_path, merge_size=options.pop("merge_size", None))
-    return build_image_processor(config, **options)
+    """The image processor that belongs to a tower; no weights are read. `options` are the processor's own.
+
+    A folder of this project remembers the bounds that its tower was trained with.
+    """
+    checkpoint, tower = _open(name_or_path, weights=False)
+    config = checkpoint.config(tower, {"merge_size": options.pop("merge_size", None)})
+    return build_image_processor(config, **processor_options(read_processor_config(checkpoint.path)) | options)
 
 
 def build_image_processor(config: VisionTransformerConfig, **options: Any) -> NativeImageProcessor:
@@ -142,10 +146,14 @@ def load_vision_transformer(
     return model
 
 
-def save_vision_transformer(model: PackedVisionTransformer, folder: str | Path) -> None:
-    """Write config.json and model.safetensors under the names of this module."""
+def save_vision_transformer(
+    model: PackedVisionTransformer, folder: str | Path, image_processor: NativeImageProcessor | None = None
+) -> None:
+    """Write config.json, preprocessor_config.json (of a default processor) and model.safetensors: `comp_patches.hf`'s
+    format, under the names of this module."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    save_checkpoint(Path(folder), model.config.to_dict(), tensors)
+    processor = image_processor or build_image_processor(model.config)
+    save_checkpoint(Path(folder), model.config.to_dict(), tensors, processor.description())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from comp_patches.hf import CompImageProcessor, CompVisionConfig, CompVisionModel
 from comp_patches.image_processor import NativeImageProcessor
-from comp_patches.towers import load_vision_transformer, save_vision_transformer
+from comp_patches.towers import load_image_processor, load_vision_transformer, save_vision_transformer
 from tests.comp_patches import naive
 
 GRIDS = [(1, 4, 6), (1, 2, 2), (1, 6, 2)]
@@ -136,6 +136,15 @@ def test_processor_gives_the_core_s_pixels_after_a_round_trip(tmp_path, noise_im
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert processor.num_visual_tokens(200, 100) == int(found["image_grid_thw"][0].prod()) // 4
+
+
+def test_auto_classes_read_the_processor_that_the_core_wrote_and_the_core_theirs(tmp_path, tiny_tower):
+    save_vision_transformer(tiny_tower(image_mean=(0.1, 0.2, 0.3)), tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert (processor.image_mean, processor.max_num_vistoken) == ((0.1, 0.2, 0.3), 1024)
+    AutoImageProcessor.from_pretrained(tmp_path, max_num_vistoken=12).save_pretrained(tmp_path)
+    assert load_image_processor(str(tmp_path)).max_num_vistoken == 12
+    assert load_image_processor(str(tmp_path), max_num_vistoken=20).max_num_vistoken == 20
 
 
 def test_processor_s_options_are_given_at_loading_and_checked(tmp_path):
