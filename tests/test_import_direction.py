@@ -22,6 +22,7 @@ METHOD_LAYERS = [
     {"families"},
     {"tower_weights"},
     {"towers"},
+    {"export", "convert"},
 ]
 
 HOST_MAY_NOT_USE = {
