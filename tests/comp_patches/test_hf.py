@@ -53,6 +53,20 @@ def test_both_sides_write_the_same_files(saved, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_a_tower_with_every_part_that_vfms_have_goes_through_both_sides(tmp_path, tiny_tower, random_patches):
+    parts = {"class_token": True, "num_register_tokens": 2, "layer_scale": True, "final_norm": True}
+    parts |= {"mlp": "gated", "norm": "rmsnorm", "embedding_norm": "before_position", "family": "dinov2"}
+    tower = tiny_tower(**parts)
+    save_vision_transformer(tower, tmp_path / "core")
+    AutoModel.from_pretrained(tmp_path / "core").save_pretrained(tmp_path / "hf")
+    expected = tower(random_patches(GRIDS), GRIDS)
+    again = load_vision_transformer(str(tmp_path / "hf"))
+    assert again.state_dict().keys() == tower.state_dict().keys()
+    assert torch.equal(again(random_patches(GRIDS), GRIDS), expected)
+    model = AutoModel.from_pretrained(tmp_path / "hf")
+    assert torch.equal(model(random_patches(GRIDS), GRIDS).last_hidden_state, expected)
+
+
 def test_options_are_given_at_loading(saved):
     folder, tower = saved
     model = AutoModel.from_pretrained(folder, use_rope=False, attn_implementation="flex", dtype=torch.bfloat16)
