@@ -34,6 +34,8 @@ def patches_of(pixels: np.ndarray, patch_size: int, merge_size: int) -> np.ndarr
 
 def position_map(table: torch.Tensor, rows: int, cols: int, mode: str = "bilinear", antialias: bool = False):
     """(R, C, D) learned table -> (rows, cols, D) by PyTorch's own interpolation."""
+    if antialias and cols == 1 and rows > 1:  # PyTorch 2.13 mixes up the rows of a single column; a row it gets right
+        return position_map(table.transpose(0, 1), cols, rows, mode, antialias).transpose(0, 1)
     resized = F.interpolate(
         table.permute(2, 0, 1)[None], size=(rows, cols), mode=mode, align_corners=False, antialias=antialias
     )

@@ -15,27 +15,34 @@ def embedding(rows, cols, interpolation, width=6):
     return module
 
 
+def random_sizes(count, multiple, generator):
+    """`count` (rows, cols), multiples of `multiple` up to 40, as many small ones as large."""
+    sides = ((40 / multiple) ** torch.rand(count, 2, generator=generator)).round().long() * multiple
+    return [tuple(size) for size in sides.tolist()]
+
+
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-@pytest.mark.parametrize("table", [(4, 4), (7, 7), (5, 9), (27, 27)])
-def test_a_packed_batch_matches_interpolating_each_image(interpolation, table, coordinates):
-    module = embedding(*table, interpolation)
-    generator = torch.Generator().manual_seed(1)
-    sizes = [tuple((torch.randint(1, 20, (2,), generator=generator) * 2).tolist()) for _ in range(12)]
-    packed = module(coordinates([(1, *size) for size in sizes]))
+@pytest.mark.parametrize(("table", "merge_size"), [((16, 16), 1), ((27, 27), 1), ((14, 14), 2), ((5, 9), 2)])
+def test_500_random_grids_match_interpolating_each_image(interpolation, table, merge_size, coordinates):
+    """125 grids for each table, 25 to a packed batch: forward and gradient are those of `F.interpolate`."""
+    module = embedding(*table, interpolation, width=3)
+    reference = module.weight.detach().clone().requires_grad_()
     mode, antialias = interpolation.removesuffix("_antialias"), interpolation.endswith("_antialias")
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        sizes = random_sizes(25, merge_size, generator)
+        packed = module(coordinates([(1, *size) for size in sizes], merge_size))
+        maps = [naive.position_map(reference.reshape(*table, -1), *size, mode, antialias) for size in sizes]
+        orders = [torch.tensor(naive.block_order(*size, merge_size)) for size in sizes]
+        expected = torch.cat([image[tuple(order.T)] for image, order in zip(maps, orders, strict=True)])
+        assert_close(packed, expected, atol=5e-5, rtol=1e-5)
 
-    reference_table = module.weight.detach().clone().requires_grad_()
-    expected = []
-    for rows, cols in sizes:
-        full = naive.position_map(reference_table.reshape(*table, -1), rows, cols, mode, antialias)
-        expected += [full[y, x] for y, x in naive.block_order(rows, cols, 2)]
-    expected = torch.stack(expected)
-    assert_close(packed, expected, atol=5e-5, rtol=1e-5)
-
-    direction = torch.randn(packed.shape, generator=generator)
-    (packed * direction).sum().backward()
-    (expected * direction).sum().backward()
-    assert (module.weight.grad - reference_table.grad).norm() <= 1e-5 * reference_table.grad.norm()
+        direction = torch.randn(packed.shape, generator=generator)
+        ours, theirs = (
+            torch.autograd.grad((found * direction).sum(), weight)[0]
+            for found, weight in ((packed, module.weight), (expected, reference))
+        )
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
