@@ -135,9 +135,8 @@ def load_vision_transformer(
     checkpoint, tower = _open(name_or_path, weights=True)
     options = {"merge_size": merge_size, "use_rope": use_rope, "attn_implementation": attn_implementation}
     config = checkpoint.config(tower, options | config_overrides)
-    with torch.device("cpu"):  # where the tensors lie, also when the caller is building on the meta device
-        files = TensorFiles(checkpoint.path)
-        state_dict = read_tower_weights(files, config, families_of(checkpoint.description), checkpoint.path)
+    families = families_of(checkpoint.description)
+    state_dict = read_tower_weights(TensorFiles(checkpoint.path), config, families, checkpoint.path)
     dtype = dtype or state_dict["patch_embedding.weight"].dtype
     with torch.device("meta"):  # no random initialisation of what is about to be overwritten
         model = PackedVisionTransformer(config)
