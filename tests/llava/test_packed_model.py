@@ -22,13 +22,17 @@ from tests.llava import tiny
 PATCH_DIM = 3 * 8 * 8
 
 
-@pytest.fixture
-def model(llm, siglip, data, tmp_path):
+def fresh_model(llm, siglip, data, tmp_path):
     arguments = tiny.stage_arguments(
         llm, siglip, data, tmp_path, **tiny.FULL_STAGE, force_resize="none", attn_implementation="sdpa"
     )
     torch.manual_seed(0)
     return load_model(*parse_arguments(arguments)).train()
+
+
+@pytest.fixture
+def model(llm, siglip, data, tmp_path):
+    return fresh_model(llm, siglip, data, tmp_path)
 
 
 @pytest.fixture
@@ -151,9 +155,34 @@ def test_the_alignment_loss_moves_tower_and_adapter_but_neither_llm_nor_word_emb
     assert all("vision_tower" in name or "mm_projector" in name for name in moved)
 
 
+class Onlooker(torch.nn.Module):
+    """An auxiliary loss of nothing, which remembers what it was given."""
+
+    def forward(self, visual_tokens, visual_sample, text_features, text_valid, word_embeddings, num_samples):
+        self.seen = {"sample": visual_sample.tolist(), "words": word_embeddings, "samples": num_samples}
+        return {"onlooker": 0.0 * visual_tokens.sum()}
+
+
+def test_an_auxiliary_loss_is_told_whose_each_visual_token_is_and_the_words_that_the_llm_says(
+    siglip, data, samples, tmp_path
+):
+    """Of an LLM with two tables of words: the output one. And in training only."""
+    untied = fresh_model(tiny.save_llm(tmp_path / "untied", tie=False), siglip, data, tmp_path)
+    onlooker = Onlooker()
+    untied.add_auxiliary_loss("onlooker", onlooker, weight=1.0)
+    assert forward(untied, samples).losses.keys() == {"decoding", "onlooker"}
+    tokens = [int((sample["input_ids"] == IMAGE_TOKEN_INDEX).sum()) for sample in samples]
+    assert onlooker.seen["sample"] == [number for number, count in enumerate(tokens) for _ in range(count)]
+    assert onlooker.seen["samples"] == len(samples)
+    assert onlooker.seen["words"] is untied.lm_head.weight
+    assert forward(untied.eval(), samples).losses.keys() == {"decoding"}
+
+
 def test_text_features_are_the_mean_hidden_state_of_the_answers_read_alone(model, samples, llm):
     batch = PackedCollator(PATCH_DIM)(samples)
     stream = {key: value for key, value in batch.items() if key.startswith("align_")}
+    for layer in model.get_model().layers:
+        layer.self_attn.attention_dropout = 0.5  # of training, not of the text that an image is compared with
     features, valid = model.text_features(len(samples), **stream)
     reference = Qwen2ForCausalLM.from_pretrained(llm).model
     assert valid.all()
