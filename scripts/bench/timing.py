@@ -1,0 +1,53 @@
+"""Times and peak memory of several ways to do one thing, comparable because they are taken in turns in one run."""
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+
+import torch
+from rich.progress import track
+
+Run = Callable[[], None]
+
+
+def best_seconds(runs: dict[str, Run], rounds: int, title: str) -> dict[str, float]:
+    """Least wall time of each over `rounds` rounds of all, after one round that is not counted."""
+    best = dict.fromkeys(runs, float("inf"))
+    turns = [(turn, name) for turn in range(rounds + 1) for name in runs]
+    for turn, name in track(turns, description=title, transient=True):
+        seconds = _seconds(runs[name])
+        if turn:
+            best[name] = min(best[name], seconds)
+    return best
+
+
+def _seconds(run: Run) -> float:
+    _synchronise()
+    start = time.perf_counter()
+    run()
+    _synchronise()
+    return time.perf_counter() - start
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_megabytes(make_run: Callable[..., Run], *args) -> float:
+    """What one run adds to the peak memory of a fresh process that holds model and inputs already."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_here, (make_run, args))
+
+
+def _peak_here(make_run: Callable[..., Run], args: tuple) -> float:
+    run = make_run(*args)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux; the highest so far
+    run()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
