@@ -4,11 +4,14 @@ S = samples, L = their tokens together, P = patches, N = images, A = tokens of t
 
     samples  a a a | b b        input_ids     (1, 5)  a a a b b
                                 position_ids  (1, 5)  0 1 2 0 1
-                                cu_seqlens    (3,)    0 3 5
+                                cu_seqlens            [0, 3, 5]
+
+How a batch is laid out is told in Python numbers: on the accelerator, reading them would make the host wait for it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -30,10 +33,10 @@ class PackedCollator:
     def __call__(self, slots: Sequence[dict | BadSample]) -> dict:
         """The batch:
 
-        - `input_ids`, `labels`, `position_ids` (1, L) int64; `cu_seqlens` (S + 1,) int32; `max_seqlen`
-        - `pixel_values` (P, patch_dim) float32, `image_grid_thw` (N, 3) int64, `image_sample` (N,) int64: whose image
+        - `input_ids`, `labels`, `position_ids` (1, L) int64; `cu_seqlens`, S + 1 numbers
+        - `pixel_values` (P, patch_dim) float32, `image_grid_thw`, N times 3 numbers, `image_sample`, N: whose image
         - where the samples bring it, the answers' text: `align_input_ids`, `align_position_ids` (1, A) int64;
-          `align_cu_seqlens` (S + 1,) int32; `align_max_seqlen`
+          `align_cu_seqlens`, S + 1 numbers
         - `num_samples` asked for, and those that were `bad_samples`: for the trainer's `BadSampleLedger`, not the model
 
         The slots of bad samples are left out. Where all are bad, one unsupervised token stands in, so that every rank
@@ -41,13 +44,13 @@ class PackedCollator:
         """
         bad_samples = [slot for slot in slots if isinstance(slot, BadSample)]
         samples = [slot for slot in slots if not isinstance(slot, BadSample)] or [self._stand_in()]
-        images_per_sample = torch.tensor([len(sample["image_grid_thw"]) for sample in samples])
+        grids = [sample["image_grid_thw"].tolist() for sample in samples]
         batch = {
             **_pack("", [sample["input_ids"] for sample in samples]),
             "labels": torch.cat([sample["labels"] for sample in samples])[None],
             "pixel_values": torch.cat([sample["pixel_values"] for sample in samples]),
-            "image_grid_thw": torch.cat([sample["image_grid_thw"] for sample in samples]),
-            "image_sample": torch.arange(len(samples)).repeat_interleave(images_per_sample),
+            "image_grid_thw": [grid for grids_of_sample in grids for grid in grids_of_sample],
+            "image_sample": [number for number, grids_of_sample in enumerate(grids) for _ in grids_of_sample],
             "num_samples": len(slots),
             "bad_samples": bad_samples,
         }
@@ -65,12 +68,10 @@ class PackedCollator:
         }
 
 
-def _pack(prefix: str, rows: list[Tensor]) -> dict[str, Tensor | int]:
+def _pack(prefix: str, rows: list[Tensor]) -> dict[str, Tensor | list[int]]:
     """Rows of ids end to end, with the positions that restart at each and the borders between them."""
-    lengths = torch.tensor([0] + [len(row) for row in rows])
     return {
         f"{prefix}input_ids": torch.cat(rows)[None],
         f"{prefix}position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
-        f"{prefix}cu_seqlens": lengths.cumsum(0).int(),
-        f"{prefix}max_seqlen": int(lengths.max()),
+        f"{prefix}cu_seqlens": list(accumulate((len(row) for row in rows), initial=0)),
     }

@@ -6,6 +6,8 @@ variable-length kernel; here each segment runs through `scaled_dot_product_atten
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -70,22 +72,28 @@ def resolve_attention(name: str) -> str:
     raise ValueError(f"--attn_implementation {name!r} is unknown. Known: auto, sdpa, flash_attention_2.")
 
 
-def packed_attention_kwargs(attention: str, cu_seqlens: Tensor, max_seqlen: int) -> dict[str, Any]:
+def packed_attention_kwargs(attention: str, cu_seqlens: Sequence[int], device: torch.device) -> dict[str, Any]:
     """What one packed forward hands to the backbone: segment lengths for SDPA, cumulative lengths for flash-attn.
+
+    Args:
+        attention: The name that the model runs with.
+        cu_seqlens: Where the samples of the row begin and end, S + 1 numbers on the host.
+        device: The row's.
 
     transformers passes a 4-D mask on untouched, so an empty one keeps it from building an (L, L) mask that
     `packed_sdpa` would not read.
     """
+    lengths = [end - start for start, end in pairwise(cu_seqlens)]
     if attention == PACKED_SDPA:
-        no_mask = torch.empty(0, 0, 0, 0, device=cu_seqlens.device)
-        return {"attention_mask": no_mask, "segment_lengths": cu_seqlens.diff().tolist()}
+        return {"attention_mask": torch.empty(0, 0, 0, 0, device=device), "segment_lengths": lengths}
     if attention == "flash_attention_2":
+        borders = torch.tensor(cu_seqlens, dtype=torch.int32).to(device, non_blocking=True)
         return {
             "attention_mask": None,
-            "cu_seq_lens_q": cu_seqlens,
-            "cu_seq_lens_k": cu_seqlens,
-            "max_length_q": max_seqlen,
-            "max_length_k": max_seqlen,
+            "cu_seq_lens_q": borders,
+            "cu_seq_lens_k": borders,
+            "max_length_q": max(lengths),
+            "max_length_k": max(lengths),
         }
     raise ValueError(
         f"Packed rows need the attention {PACKED_SDPA} or flash_attention_2, but the model runs with {attention!r}. "

@@ -5,9 +5,11 @@ P = patches, N = images, T = visual tokens, S = samples of a micro-batch, D = to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "LlavaOutput", "expand_placeholders"]
+
+Grids = Tensor | Sequence[Sequence[int]]  # (N, 3) frames, rows and columns of patches; on the host it costs no wait
 
 
 @dataclass
@@ -52,14 +56,15 @@ class LlavaMetaModel:
         for key, value in config.items():
             setattr(self.config, key, value)
 
-    def encode_images(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+    def encode_images(self, pixel_values: Tensor, image_grid_thw: Grids) -> Tensor:
         """(P, 3·p·p), (N, 3) -> the visual tokens (T, H) of all images, one after another."""
         weight = next(self.vision_tower.parameters())
         return self.mm_projector(self.vision_tower(pixel_values.to(weight.dtype), image_grid_thw))
 
-    def tokens_per_image(self, image_grid_thw: Tensor) -> Tensor:
-        """(N, 3) patches per axis -> (N,) visual tokens."""
-        return image_grid_thw.prod(dim=-1) // self.mm_projector.merge
+    def tokens_per_image(self, image_grid_thw: Grids) -> list[int]:
+        """(N, 3) patches per axis -> the N images' visual tokens, on the host."""
+        grids = image_grid_thw.tolist() if isinstance(image_grid_thw, Tensor) else image_grid_thw
+        return [math.prod(grid) // self.mm_projector.merge for grid in grids]
 
 
 class LlavaMetaForCausalLM:
@@ -87,11 +92,10 @@ class LlavaMetaForCausalLM:
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
+        cu_seqlens: Sequence[int],
         pixel_values: Tensor,
-        image_grid_thw: Tensor,
-        image_sample: Tensor,
+        image_grid_thw: Grids,
+        image_sample: Sequence[int],
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **align_stream: Any,
@@ -101,19 +105,20 @@ class LlavaMetaForCausalLM:
         Args:
             input_ids: (1, L), IMAGE_TOKEN_INDEX at every visual token.
             position_ids: (1, L), restarting at each sample.
-            cu_seqlens: (S + 1,) int32, where samples begin and end; `max_seqlen` is the longest.
-            pixel_values: (P, 3·p·p); image_grid_thw: (N, 3); image_sample: (N,), the sample an image belongs to.
+            cu_seqlens: S + 1 numbers, where samples begin and end.
+            pixel_values: (P, 3·p·p); image_grid_thw: (N, 3); image_sample: N numbers, the sample an image belongs to.
             labels: (1, L) or None; without labels the logits of the whole row are returned instead of losses.
             align_stream: the packed answers' text, `align_*`; read only when an auxiliary loss is on.
         """
         inputs_embeds, visual_tokens = self.embed_multimodal(input_ids, pixel_values, image_grid_thw)
-        hidden_states = self._run_packed(cu_seqlens, max_seqlen, inputs_embeds=inputs_embeds, position_ids=position_ids)
+        hidden_states = self._run_packed(cu_seqlens, inputs_embeds=inputs_embeds, position_ids=position_ids)
         if labels is None:
             return LlavaOutput(logits=self.lm_head(hidden_states))
         losses = {"decoding": decoding_loss(hidden_states, self.lm_head.weight, labels, num_items_in_batch)}
         loss = losses["decoding"]
         if self.auxiliary_losses and self.training:
-            visual_sample = self._sample_of_visual_tokens(image_grid_thw, image_sample, len(visual_tokens))
+            tokens = self.get_model().tokens_per_image(image_grid_thw)
+            visual_sample = repeated(image_sample, tokens, visual_tokens.device)
             text_features, text_valid = self.text_features(len(cu_seqlens) - 1, **align_stream)
             for name, module in self.auxiliary_losses.items():
                 losses |= module(
@@ -127,9 +132,7 @@ class LlavaMetaForCausalLM:
                 loss = loss + self.auxiliary_weights[name] * losses[name]
         return LlavaOutput(loss=loss, losses=losses)
 
-    def embed_multimodal(
-        self, input_ids: Tensor, pixel_values: Tensor, image_grid_thw: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def embed_multimodal(self, input_ids: Tensor, pixel_values: Tensor, image_grid_thw: Grids) -> tuple[Tensor, Tensor]:
         """Word embeddings with the visual tokens in their places: (1, L, H), and the visual tokens (T, H) alone."""
         is_visual = input_ids[0] == IMAGE_TOKEN_INDEX
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_visual[None], 0))
@@ -149,18 +152,14 @@ class LlavaMetaForCausalLM:
         if not self.training:
             return inputs_embeds, inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])
         side = self.get_vision_tower().merge_size
-        grid = torch.tensor([[1, side, side]], device=pixel_values.device)
-        dummy = self.get_model().encode_images(pixel_values.new_zeros(side * side, pixel_values.shape[1]), grid)
+        pixels = pixel_values.new_zeros(side * side, pixel_values.shape[1])
+        dummy = self.get_model().encode_images(pixels, [[1, side, side]])
         return inputs_embeds + 0.0 * dummy.sum().to(inputs_embeds.dtype), dummy[:0]
 
-    def _sample_of_visual_tokens(self, image_grid_thw: Tensor, image_sample: Tensor, num_tokens: int) -> Tensor:
-        tokens = self.get_model().tokens_per_image(image_grid_thw.to(image_sample.device))
-        return torch.repeat_interleave(image_sample, tokens, output_size=num_tokens)
-
-    def _run_packed(self, cu_seqlens: Tensor, max_seqlen: int, **inputs: Tensor) -> Tensor:
+    def _run_packed(self, cu_seqlens: Sequence[int], *, position_ids: Tensor, **inputs: Tensor) -> Tensor:
         """The backbone over one packed row; returns (1, L, H) after the final norm."""
-        attention = packed_attention_kwargs(self.config._attn_implementation, cu_seqlens, max_seqlen)
-        return self.model(use_cache=False, **inputs, **attention).last_hidden_state
+        attention = packed_attention_kwargs(self.config._attn_implementation, cu_seqlens, position_ids.device)
+        return self.model(use_cache=False, position_ids=position_ids, **inputs, **attention).last_hidden_state
 
     @torch.no_grad()
     def text_features(
@@ -169,24 +168,20 @@ class LlavaMetaForCausalLM:
         *,
         align_input_ids: Tensor,
         align_position_ids: Tensor,
-        align_cu_seqlens: Tensor,
-        align_max_seqlen: int,
+        align_cu_seqlens: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """F_t (paper, Sec. 2.3): per sample the mean last hidden state over its answers' text, read alone.
 
         Returns (S, H) fp32, un-normalised, and (S,) bool: False where a sample has no text.
         """
-        lengths = align_cu_seqlens.diff().long()
-        features = torch.zeros(num_samples, self.config.hidden_size, device=lengths.device)
+        device = align_input_ids.device
+        lengths = [end - start for start, end in pairwise(align_cu_seqlens)]
+        features = torch.zeros(num_samples, self.config.hidden_size, device=device)
         with evaluating(self.model):
-            hidden = self._run_packed(
-                align_cu_seqlens, align_max_seqlen, input_ids=align_input_ids, position_ids=align_position_ids
-            )[0]
-        sample = torch.repeat_interleave(
-            torch.arange(num_samples, device=lengths.device), lengths, output_size=len(hidden)
-        )
-        features.index_add_(0, sample, hidden.float())
-        return features / lengths.clamp(min=1)[:, None], lengths > 0
+            hidden = self._run_packed(align_cu_seqlens, input_ids=align_input_ids, position_ids=align_position_ids)[0]
+        features.index_add_(0, repeated(range(num_samples), lengths, device), hidden.float())
+        counts = torch.tensor(lengths).to(device, non_blocking=True)
+        return features / counts.clamp(min=1)[:, None], counts > 0
 
     @torch.no_grad()
     def generate(
@@ -209,7 +204,7 @@ class LlavaMetaForCausalLM:
                 raise ValueError("The prompt holds <image>, but no pixel_values were given.")
             return super().generate(inputs, **kwargs)
         rows = [row.reshape(-1) for row in inputs]
-        tokens = self.get_model().tokens_per_image(image_grid_thw).tolist()
+        tokens = self.get_model().tokens_per_image(image_grid_thw)
         expanded = []
         for row in rows:
             count = int((row == IMAGE_TOKEN_INDEX).sum())
@@ -220,6 +215,12 @@ class LlavaMetaForCausalLM:
         packed, _ = self.embed_multimodal(torch.cat(expanded)[None], pixel_values, image_grid_thw)
         inputs_embeds, attention_mask = pad_left(packed[0].split([len(row) for row in expanded]))
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+
+def repeated(numbers: Sequence[int], times: Sequence[int], device: torch.device) -> Tensor:
+    """Each number as many times as said, (Σ times,) int64; made on the host, so that the device need not wait."""
+    indices = torch.tensor(numbers, dtype=torch.long).repeat_interleave(torch.tensor(times, dtype=torch.long))
+    return indices.to(device, non_blocking=True)
 
 
 def pad_left(rows: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ P = patches of a micro-batch, N = images, D = tower width, p = patch size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -37,8 +38,8 @@ class VisionTower(Protocol):
     merge_size: int
     config: Any  # has to_dict(); stored in a LLaVA checkpoint's config as `mm_vision_config`
 
-    def __call__(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """(P, 3·p·p), (N, 3) -> (P, D), the patches in the order in which they came."""
+    def __call__(self, pixel_values: Tensor, image_grid_thw: Tensor | Sequence[Sequence[int]]) -> Tensor:
+        """(P, 3·p·p), (N, 3) -> (P, D), the patches in the order in which they came. Grids may be plain numbers."""
         ...
 
 
