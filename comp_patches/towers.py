@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from comp_patches.checkpoint import TensorFiles, read_config, read_processor_config, resolve, save_checkpoint
-from comp_patches.families import families_of
+from comp_patches.families import families_of, family_of
 from comp_patches.image_processor import NativeImageProcessor, processor_options
 from comp_patches.tower_weights import read_tower_weights
 from comp_patches.vision_config import VisionTransformerConfig
@@ -171,7 +171,7 @@ class _Checkpoint:
 
     def config(self, tower: TowerName | None, overrides: dict[str, Any]) -> VisionTransformerConfig:
         """The tower's config under the caller's options. A tower name that means another VFM is an error."""
-        config = families_of(self.description)[0].config_from_hf(self.description)
+        config = family_of(self.description).config_from_hf(self.description)
         if tower is not None and config.family not in tower.families:
             raise ValueError(
                 f"The tower name asks for a {tower.families[0]!r} checkpoint, but {self.path} has model_type "

@@ -32,7 +32,6 @@ _HF_DEFAULTS = {
 def config_from_hf(hf_config: dict[str, Any]) -> VisionTransformerConfig:
     """From an Aimv2VisionConfig, the full Aimv2Config, or the config.json beside Apple's own files."""
     vision = vision_part(hf_config, _HF_DEFAULTS)
-    mlp_bias = vision.get("use_bias", vision["mlp_bias"])  # Apple's word for it
     return VisionTransformerConfig(
         family="aimv2",
         intermediate_size=vision["intermediate_size"],
@@ -41,8 +40,8 @@ def config_from_hf(hf_config: dict[str, Any]) -> VisionTransformerConfig:
         mlp="gated",
         hidden_act=vision["hidden_act"],
         qkv_bias=vision["qkv_bias"],
-        proj_bias=vision.get("use_bias", vision["qkv_bias"]),
-        mlp_bias=mlp_bias,
+        proj_bias=vision.get("use_bias", vision["qkv_bias"]),  # `use_bias` is Apple's word
+        mlp_bias=vision.get("use_bias", vision["mlp_bias"]),
         embedding_norm="before_position",
         final_norm=True,
         position_embedding_kind="sincos" if vision["is_native"] else "learned",
