@@ -5,7 +5,7 @@ process), the collator passes it on with the batch, and the trainer's `BadSample
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class BadSample:
 
 
 class BadSampleLedger:
-    """Counts the bad samples of a run and ends it when their share is above what is allowed.
+    """Counts the bad samples of a run, of all its processes, and ends it when their share is above what is allowed.
 
     Args:
         max_bad_samples: Allowed share, 0 to 1 (`--max_bad_samples`).
@@ -44,18 +44,31 @@ class BadSampleLedger:
         self.num_seen = 0
         self.num_bad = 0
         self._least_seen = min(FIRST_SAMPLES, dataset_size)
+        self._last: BadSample | None = None  # of this process
 
-    def update(self, bad_samples: Sequence[BadSample], *, num_seen: int) -> None:
-        """Take in a micro-batch of `num_seen` samples, `bad_samples` among them."""
-        self.num_seen += num_seen
+    def update(
+        self,
+        bad_samples: Sequence[BadSample],
+        *,
+        num_seen: int,
+        over_processes: Callable[[list[int]], list[int]] = list,
+    ) -> None:
+        """Take in `num_seen` samples, `bad_samples` among them.
+
+        Args:
+            over_processes: Sums counts over the processes of a run. All update together, so all end together.
+        """
         for bad in bad_samples:
-            self.num_bad += 1
+            self._last = bad
             logger.warning("skipped bad sample %s: %s", bad.id, bad.reason)
-        if bad_samples and self.num_bad > self.max_bad_samples * max(self.num_seen, self._least_seen):
+        new_bad, new_seen = over_processes([len(bad_samples), num_seen])
+        self.num_bad += new_bad
+        self.num_seen += new_seen
+        if new_bad and self.num_bad > self.max_bad_samples * max(self.num_seen, self._least_seen):
+            last = f"The last is {self._last.id}: {self._last.reason}. " if self._last else ""
             raise TooManyBadSamplesError(
                 f"{self.num_bad} of the first {self.num_seen} samples are bad, more than max_bad_samples="
-                f"{self.max_bad_samples:g} allows. The last is {bad_samples[-1].id}: {bad_samples[-1].reason}. "
-                "Mend the data, or raise --max_bad_samples."
+                f"{self.max_bad_samples:g} allows. {last}Mend the data, or raise --max_bad_samples."
             )
 
     def log_summary(self) -> None:

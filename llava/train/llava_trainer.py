@@ -55,6 +55,19 @@ class LLaVATrainer(Trainer):
             seed=self.args.seed,
         )
 
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], Tensor | int | None]:
+        """The micro-batches of one step, with their bad samples counted over all processes and taken out."""
+        batches, num_items_in_batch = super().get_batch_samples(*args)
+        bad = [sample for batch in batches for sample in batch.pop("bad_samples")]
+        seen = sum(batch.pop("num_samples") for batch in batches)
+        self.bad_samples.update(bad, num_seen=seen, over_processes=self._sum_over_processes)
+        return batches, num_items_in_batch
+
+    def _sum_over_processes(self, counts: list[int]) -> list[int]:
+        if self.args.world_size == 1:
+            return counts
+        return self.accelerator.reduce(torch.tensor(counts, device=self.args.device)).tolist()
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -68,7 +81,6 @@ class LLaVATrainer(Trainer):
         ranks they are summed too, against the averaging of gradients. An auxiliary loss is a mean per micro-batch, and
         then over the micro-batches of a step.
         """
-        self.bad_samples.update(inputs.pop("bad_samples"), num_seen=inputs.pop("num_samples"))
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         weights = self.accelerator.unwrap_model(model).auxiliary_weights
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

@@ -25,6 +25,7 @@ from llava.train.arguments import DataArguments, ModelArguments, TrainingArgumen
 from llava.train.checkpoints import check_output_dir, last_complete_checkpoint
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.parts import parse_tunable_parts, set_tunable_parts
+from llava.train.zero import prepare_zero
 from llava.utils import one_line, write_text
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def build_stage(
         raise ValueError(f"--version {model_args.version!r} is unknown. Known: {', '.join(sorted(conv_templates))}.")
     records = load_records(data_args.data_path, seed=training_args.seed)
     set_seed(training_args.seed)
-    _start_deepspeed_on_cpu(training_args)
+    prepare_zero(training_args)
 
     checkpoint = last_complete_checkpoint(training_args.output_dir, remove=training_args.process_index == 0)
     model = load_model(model_args, data_args, training_args)
@@ -182,16 +183,6 @@ def write_resolved_arguments(folder: str, model_args: Any, data_args: Any, train
     """`resolved_arguments.json`: every value this stage runs with."""
     resolved = {"model": asdict(model_args), "data": asdict(data_args), "training": training_args.to_sanitized_dict()}
     write_text(Path(folder) / "resolved_arguments.json", json.dumps(resolved, indent=2, default=str) + "\n")
-
-
-def _start_deepspeed_on_cpu(args: TrainingArguments) -> None:
-    """accelerate starts torch.distributed on the CPU but not deepspeed.comm, without which zero.Init sees one rank."""
-    if args.deepspeed and args.use_cpu:
-        import deepspeed
-
-        # An all-reduce in shared memory, for inference alone: training needs no compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="gloo")
 
 
 if __name__ == "__main__":
