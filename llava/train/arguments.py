@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +16,7 @@ from llava.model.multimodal_encoder.base import TOWER_OPTIONS
 
 logger = logging.getLogger(__name__)
 
-# Older names -> today's. The first five are the CoMP authors' release's, the last transformers'.
+# Other names -> ours. The first five are the CoMP authors' release's, the others transformers'.
 RENAMED_FLAGS = {
     "loss_weight": "alignment_weight",
     "word_dist_path": "word_prior",
@@ -22,6 +24,7 @@ RENAMED_FLAGS = {
     "word_temp": "alignment_prior_temperature",
     "word_eps": "alignment_epsilon",
     "evaluation_strategy": "eval_strategy",
+    "activation_checkpointing": "gradient_checkpointing",
 }
 # LLaVA parses these and never reads them; scripts pass them all the same.
 UNREAD_FLAGS = ("lazy_preprocess", "is_multimodal")
@@ -47,10 +50,10 @@ class ModelArguments:
     )
     use_rope: bool | None = field(default=None, metadata={"help": "RoPE-2D in the tower; unset = the checkpoint's."})
     position_embedding_kind: str | None = field(
-        default=None, metadata={"help": "learned | none; unset = the checkpoint's (Tab. 5)."}
+        default=None, metadata={"help": "learned | sincos | none; unset = the checkpoint's (Tab. 5)."}
     )
     position_interpolation: str | None = field(
-        default=None, metadata={"help": "bilinear | bicubic; unset = the checkpoint's."}
+        default=None, metadata={"help": "bilinear | bicubic, each also with _antialias; unset = the checkpoint's."}
     )
     position_embedding_order: str | None = field(
         default=None, metadata={"help": "block | raster; unset = the checkpoint's."}
@@ -148,6 +151,11 @@ class TrainingArguments(transformers.TrainingArguments):
     attn_implementation: str = field(default="auto", metadata={"help": "Of LLM: auto | sdpa | flash_attention_2."})
 
     def __post_init__(self):
+        if self.resume_from_checkpoint is not None:
+            raise ValueError(
+                f"--resume_from_checkpoint {self.resume_from_checkpoint}: a run continues by itself from the last "
+                "checkpoint in its --output_dir. Leave the flag out."
+            )
         # transformers renamed the flag; LLaVA's scripts and ours keep LLaVA's name.
         self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
         if self.warmup_ratio and not self.warmup_steps:
@@ -155,23 +163,39 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
 
 
+class _Parser(HfArgumentParser):
+    """Says what is wrong in one line, without the hundreds of flags."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{message}\n")
+
+
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """Flags (default: the command line's) -> the three groups. Older names are renamed with one warning each."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    return parser.parse_args_into_dataclasses(args=_current_names(sys.argv[1:] if argv is None else argv))
+    """Flags (default: the command line's) -> the three groups. Other names are renamed with one warning each."""
+    parser = _Parser((ModelArguments, DataArguments, TrainingArguments))
+    known = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+    *groups, unknown = parser.parse_args_into_dataclasses(
+        args=_current_names(sys.argv[1:] if argv is None else argv), return_remaining_strings=True
+    )
+    if unknown:
+        nearest = difflib.get_close_matches(unknown[0].removeprefix("--").partition("=")[0], known, n=1)
+        hint = f" Did you mean --{nearest[0]}?" if nearest else " --help lists all flags."
+        raise ValueError(f"{unknown[0]} is no flag of the training.{hint}")
+    return tuple(groups)
 
 
 def _current_names(argv: list[str]) -> list[str]:
     renamed: list[str] = []
-    arguments = iter(argv)
-    for argument in arguments:
+    left = deque(argv)
+    while left:
+        argument = left.popleft()
         flag, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
             renamed.append(argument)
         elif flag in UNREAD_FLAGS:
             logger.warning("--%s is accepted for old scripts; nothing reads it.", flag)
-            if not equals:
-                next(arguments, None)
+            if left and not equals and not left[0].startswith("--"):
+                left.popleft()
         elif flag in RENAMED_FLAGS:
             logger.warning("--%s is now --%s.", flag, RENAMED_FLAGS[flag])
             renamed.append(f"--{RENAMED_FLAGS[flag]}{equals}{value}")
