@@ -58,22 +58,23 @@ run_stage() {
   require_packages
   ((NNODES == 1)) || [[ ${FRESH:-0} != 1 ]] || die "FRESH=1 on several nodes: delete $output yourself, then start without it."
 
-  if [[ ${FRESH:-0} == 1 ]]; then
-    ensure_predecessor "$stage"
-    delete_output "$output"
-  elif finished "$output"; then
+  make_directory "$RUN"
+  lock_output "$stage" "$output" # Held from here on: what is found below stays so.
+  if [[ ${FRESH:-0} != 1 ]] && finished "$output"; then
     refuse_changes "$stage" "$output" "$(predecessor_of "$stage")"
     say "$stage: finished already ($output); FRESH=1 trains it again."
     return
+  fi
+  ensure_predecessor "$stage"
+  if [[ ${FRESH:-0} == 1 ]]; then
+    delete_output "$output"
   else
-    ensure_predecessor "$stage"
     refuse_changes "$stage" "$output" "$(predecessor_of "$stage")"
   fi
 
   ensure_data "$stage"
   ensure_word_prior "$stage"
   make_directory "$output"
-  lock_output "$stage" "$output"
   record_start "$output" "$(predecessor_of "$stage")"
   say "$stage: training into $output ($(describe_hardware))"
   "${COMMAND[@]}" || die "$stage: training ended with exit code $?. The same command continues from the last checkpoint in $output."
@@ -84,6 +85,7 @@ run_stage() {
 build_command() {
   local stage=$1 output=$2
   shift 2
+  refuse_flags "$stage" "$@"
   declare -F "recipe_$stage" >/dev/null || die "preset $PRESET has no stage $stage; it has: ${STAGES[*]}"
   "recipe_$stage"
   split_batch "$stage"
@@ -96,6 +98,19 @@ build_command() {
     "$@"
   )
   COMMAND=("${LAUNCHER[@]}" "${ARGUMENTS[@]}")
+}
+
+# Flags that would part what is trained from where it is recorded, or from the recipe's global batch.
+refuse_flags() { # STAGE FLAGS...
+  local stage=$1 word
+  for word in "${@:2}"; do
+    [[ $word == --* ]] || continue
+    case $(flag_name "$word") in
+      --output_dir) die "$stage: $word: the scripts write to OUTPUT_ROOT/PRESET/STAGE, here $RUN/$stage; set OUTPUT_ROOT instead." ;;
+      --per_device_train_batch_size | --gradient_accumulation_steps)
+        die "$stage: $word would change the recipe's global batch; set PER_DEVICE_BATCH instead, accumulation follows." ;;
+    esac
+  done
 }
 
 # --- what a stage needs before it can start -------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 detect_hardware() {
   find_python
   NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
-  [[ $NUM_GPUS =~ ^[0-9]+$ ]] || die "NUM_GPUS=$NUM_GPUS: expected a number, 0 for the CPU"
+  require_number NUM_GPUS 0 # 0 is the CPU
   if ((NUM_GPUS == 0)); then
     NNODES=1 NODE_RANK=0 WORLD=1
     LAUNCHER=("$PYTHON" -m llava.train.train_mem)
@@ -27,6 +27,15 @@ detect_hardware() {
   HARDWARE_FLAGS=(--deepspeed scripts/zero3.json --bf16 True --tf32 True)
 }
 
+# NAME LEAST [MOST]: the variable holds a whole number, written as arithmetic reads it (08 would be octal).
+require_number() {
+  local name=$1 least=$2 most=${3:-}
+  local value=${!name} range="$least or more"
+  [[ -z $most ]] || range="$least to $most"
+  if [[ $value =~ ^(0|[1-9][0-9]{0,8})$ ]] && ((value >= least && value <= ${most:-value})); then return 0; fi
+  die "$name=$value: expected a whole number, $range"
+}
+
 count_gpus() {
   if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
     case $CUDA_VISIBLE_DEVICES in
@@ -45,6 +54,9 @@ detect_nodes() {
   NNODES=${NNODES:-${SLURM_NNODES:-1}}
   NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}}
   MASTER_PORT=${MASTER_PORT:-29500}
+  require_number NNODES 1
+  require_number NODE_RANK 0 $((NNODES - 1))
+  require_number MASTER_PORT 1 65535
   if [[ -z ${MASTER_ADDR:-} ]]; then
     if ((NNODES == 1)); then
       MASTER_ADDR=127.0.0.1
@@ -69,7 +81,9 @@ wait_for() {
 # The recipe's global batch, whatever the number of processes: sets BATCH_PER_DEVICE and ACCUMULATION.
 split_batch() {
   local share=$((GLOBAL_BATCH / WORLD))
-  BATCH_PER_DEVICE=${PER_DEVICE_BATCH:-$BATCH_PER_DEVICE}
+  PER_DEVICE_BATCH=${PER_DEVICE_BATCH:-$BATCH_PER_DEVICE}
+  require_number PER_DEVICE_BATCH 1
+  BATCH_PER_DEVICE=$PER_DEVICE_BATCH
   ((share * WORLD == GLOBAL_BATCH)) ||
     die "$1: its global batch of $GLOBAL_BATCH cannot be shared evenly by $WORLD processes; set NUM_GPUS or NNODES to a divisor"
   ((BATCH_PER_DEVICE < share)) || BATCH_PER_DEVICE=$share

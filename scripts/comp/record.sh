@@ -13,12 +13,19 @@ flag_lines() {
     case $word in
       --*)
         [[ -z $line ]] || printf '%s\n' "$line"
-        line=${word/=/ }
+        line=$(flag_name "$word")
+        [[ $word != *=* ]] || line="$line ${word#*=}"
         ;;
       *) line="$line $word" ;;
     esac
   done
   printf '%s\n' "$line"
+}
+
+flag_name() { # --some-flag=value -> --some_flag, as the trainer reads it
+  local name=${1%%=*}
+  name=${name#--}
+  printf -- '--%s' "${name//-/_}"
 }
 
 flag_value() { # FLAG -> its last value in ARGUMENTS
@@ -78,9 +85,26 @@ delete_output() {
 }
 
 # Two runs must not write into one folder. The training process inherits descriptor 9, so the lock lives as long as it does,
-# even if this shell is killed; after a SIGKILL its data workers need some seconds to notice.
+# even if this shell is killed. It lies beside the folder, for FRESH=1 deletes that. The same command waits, then goes on.
 lock_output() {
+  local stage=$1 output=$2 lock holder
   if ! main_node || ! command -v flock >/dev/null; then return 0; fi
-  exec 9>"$2/.lock"
-  flock -w 30 9 || die "$1: another process is training into $2"
+  lock="${output%/*}/.$stage.lock"
+  exec 9>>"$lock"
+  if flock -n 9; then return 0; fi
+  holder=$(trainings_under "$lock")
+  holder="another start of this stage${holder:+, process $holder, which trains into $output}"
+  [[ ${FRESH:-0} != 1 ]] || die "$stage: FRESH=1 would delete $output under $holder: end that one first, or let it end."
+  say "$stage: waiting for $holder."
+  flock 9
+}
+
+# LOCK -> ids of this machine's trainings that have it open. The shells that only wait for it have too.
+trainings_under() {
+  local process ids=()
+  for process in /proc/[0-9]*; do
+    [[ $process/fd/9 -ef $1 ]] || continue
+    if grep -qs llava.train.train_mem "$process/cmdline"; then ids+=("${process##*/}"); fi
+  done
+  printf '%s' "${ids[*]}"
 }

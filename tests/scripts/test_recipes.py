@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llava.train.arguments import parse_arguments
-from tests.scripts.launching import ROOT, STAGES, dry_run, flag, trainer_flags
+from tests.scripts.launching import ROOT, STAGES, dry_run, flag, run_script, trainer_flags
 
 ALL_PARTS = {"mm_vision_tower", "mm_mlp_adapter", "mm_language_model"}
 SIGLIP = "comp-siglip:google/siglip-so400m-patch14-384"
@@ -164,6 +164,27 @@ def test_the_global_batch_is_the_recipes_on_any_number_of_gpus(machine, micro_ba
     assert int(machine["NUM_GPUS"]) * int(machine.get("NNODES", "1")) * micro_batch * accumulation == 256
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"PER_DEVICE_BATCH": "0"},
+        {"PER_DEVICE_BATCH": "abc"},
+        {"NUM_GPUS": "08"},
+        {"NNODES": "x"},
+        {"NNODES": "0"},
+        {"NODE_RANK": "2", "NNODES": "2", "MASTER_ADDR": "gpu7"},
+        {"MASTER_PORT": "a[$(date)]"},
+    ],
+    ids=str,
+)
+def test_a_wrong_number_from_the_environment_is_one_line(wrong):
+    done = run_script("stage1", DRY_RUN="1", PRESET="comp_1b_siglip", **{"NUM_GPUS": "8"} | wrong)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    name, value = next(iter(wrong.items()))
+    assert line.startswith(f"error: {name}={value}: expected a whole number")
+
+
 def test_nodes_come_from_variables_or_from_slurm(tmp_path):
     (by_hand,) = dry_run("stage1", NUM_GPUS="8", NNODES="2", NODE_RANK="1", MASTER_ADDR="gpu7", MASTER_PORT="1234")
     assert by_hand[1:6] == [
@@ -186,6 +207,24 @@ def test_the_callers_flags_come_last_and_win():
     assert command[-4:] == ["--learning_rate", "7e-6", "--run_name", "a b'c"]
     _, _, training = parsed(command)
     assert training.learning_rate == 7e-6
+
+
+@pytest.mark.parametrize(
+    ("flags", "instead"),
+    [
+        (["--output_dir", "my/run"], "OUTPUT_ROOT"),
+        (["--output-dir=my/run"], "OUTPUT_ROOT"),
+        (["--per_device_train_batch_size=4"], "PER_DEVICE_BATCH"),
+        (["--gradient_accumulation_steps", "2"], "PER_DEVICE_BATCH"),
+    ],
+)
+def test_flags_that_would_corrupt_a_run_are_refused_with_what_to_set_instead(flags, instead):
+    done = run_script("stage1", *flags, DRY_RUN="1", NUM_GPUS="8")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert f"error: stage1: {flags[0]}" in line
+    assert f"set {instead} instead" in line
 
 
 def test_another_tower_and_llm_by_variable():

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -186,20 +189,74 @@ def test_unknown_presets_and_batches_that_do_not_divide_are_refused(cluster):
     assert "3 processes" in odd.stderr
 
 
-def test_two_trainings_never_share_a_folder_even_when_the_script_was_killed(cluster, tmp_path):
-    """SIGKILL for the script leaves its training alive; a restart waits for that one and then goes on."""
-    slow = tmp_path / "bin/torchrun"
-    slow.write_text('#!/usr/bin/env bash\necho begin >>"$LAUNCHES"\nsleep 3\necho end >>"$LAUNCHES"\n')
-    places = {"OUTPUT_ROOT": str(cluster.runs), "DATA_ROOT": str(cluster.data), "PATH": cluster.path}
-    environment = clean_environment(NUM_GPUS="8", LAUNCHES=str(cluster.launch_log), **places)
-    script = str(ROOT / "scripts/comp/stage1.sh")
-    killed = subprocess.Popen(["bash", script], env=environment, stderr=subprocess.DEVNULL)
-    while not cluster.launch_log.exists():
+SLOW_TORCHRUN = """#!/usr/bin/env bash
+echo begin >>"$LAUNCHES"
+until [[ -e $LAUNCHES.end ]]; do sleep 0.1; done
+echo end >>"$LAUNCHES"
+"""
+
+
+class RunningStage:
+    """stage1 in another process, held inside its training until `end_training`."""
+
+    def __init__(self, cluster):
+        self.end = cluster.launch_log.with_name(cluster.launch_log.name + ".end")
+        Path(shutil.which("torchrun", path=cluster.path)).write_text(SLOW_TORCHRUN)
+        self.script = self.start_another(cluster)
+        wait_until(cluster.launch_log.exists)
+
+    def start_another(self, cluster):
+        places = {"OUTPUT_ROOT": str(cluster.runs), "DATA_ROOT": str(cluster.data), "PATH": cluster.path}
+        environment = clean_environment(NUM_GPUS="8", LAUNCHES=str(cluster.launch_log), **places)
+        script = str(ROOT / "scripts/comp/stage1.sh")
+        return subprocess.Popen(["bash", script], env=environment, stderr=subprocess.PIPE, text=True)
+
+    def end_training(self):
+        self.end.touch()
+
+
+def wait_until(happened):
+    give_up = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < give_up
         time.sleep(0.05)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert cluster.start("stage1").returncode == 0
+
+
+def test_a_killed_scripts_training_is_waited_for_by_name(cluster):
+    """SIGKILL for the script leaves its training alive; a restart says so, waits for that one and then goes on."""
+    running = RunningStage(cluster)
+    os.kill(running.script.pid, signal.SIGKILL)
+    running.script.wait()
+    restart = running.start_another(cluster)
+    said = restart.stderr.readline()
+    assert re.search(rf"waiting for .*process \d+, which trains into {cluster.run}/stage1", said)
+    assert cluster.launch_log.read_text().split() == ["begin"]
+    running.end_training()
+    assert restart.wait() == 0
     assert cluster.launch_log.read_text().split() == ["begin", "end", "begin", "end"]
+
+
+def test_what_finished_while_a_start_waited_is_not_trained_again(cluster):
+    running = RunningStage(cluster)
+    second = running.start_another(cluster)
+    assert "waiting for" in second.stderr.readline()
+    running.end_training()
+    assert running.script.wait() == 0
+    assert "finished already" in second.communicate()[1]
+    assert cluster.launch_log.read_text().split() == ["begin", "end"]
+
+
+def test_fresh_does_not_delete_under_a_running_training(cluster):
+    running = RunningStage(cluster)
+    (cluster.run / "stage1/checkpoint-5").mkdir()
+    fresh = cluster.start("stage1", FRESH="1")
+    running.end_training()
+    assert running.script.wait() == 0
+    assert fresh.returncode == 1
+    assert "FRESH=1 would delete" in fresh.stderr
+    assert (cluster.run / "stage1/checkpoint-5").exists()
+    assert cluster.start("stage1", FRESH="1").returncode == 0
+    assert not (cluster.run / "stage1/checkpoint-5").exists()
 
 
 def test_stage_one_counts_the_word_prior_of_the_stage_two_answers(tmp_path):
