@@ -47,6 +47,11 @@ def test_stage_1_leaves_config_and_adapter_in_llavas_layout(llm, siglip, data, t
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == "llava_qwen"
     assert config["mm_vision_config"]["use_rope"] is False
+    assert config["mm_conversation_template"] == "plain"  # how a chat must talk to it
+    resolved = json.loads((tmp_path / "out" / "resolved_arguments.json").read_text())
+    assert resolved["model"]["mm_tunable_parts"] == "mm_mlp_adapter"
+    assert resolved["data"]["force_resize"] == "pretrained"
+    assert (resolved["training"]["max_steps"], resolved["training"]["adam_beta2"]) == (4, 0.999)
     _, model, processor, _ = load_pretrained_model(str(tmp_path / "out"))
     assert processor.num_visual_tokens(500, 100) == 4  # fixed at the VFM's 32 px: 4×4 patches
     for name, parameter in trainer.model.named_parameters():
@@ -206,7 +211,7 @@ def bad_input(llm, siglip, data, tmp_path):
         "missing data file": ({"data_path": tmp_path / "none.json"}, ["none.json", "not found"]),
         "malformed JSON": ({"data_path": malformed}, ["malformed.json", "line 2, column 19"]),
         "record without conversations": ({"data_path": silent}, ["quiet-one", "conversations"]),
-        "unknown tower": ({"vision_tower": "comp-siglp:x"}, ["comp-siglp", "Known: comp-siglip", "comp-siglip"]),
+        "unknown tower": ({"vision_tower": "comp-siglp:x"}, ["comp-siglp", "Known: comp-", "Nearest: comp-siglip"]),
         "projector of another size": ({"pretrain_mm_mlp_adapter": adapter}, ["mm_projector", "(7,)", "(24,)"]),
         "image outside its folder": ({"data_path": outside}, ["escape", "data.json"]),
         "output below a file": ({"output_dir": tmp_path / "file" / "out"}, ["output_dir", "is a file"]),
