@@ -1,14 +1,18 @@
-"""Count the words of a data mixture's answers: `python -m comp_patches.word_prior`."""
+"""Count the words of a data mixture's answers: `python -m comp_patches.word_prior`.
+
+A file that was counted from the same data, tokenizer and seed is kept.
+"""
 
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from comp_patches.word_prior import save_counts
+from comp_patches.word_prior import load_counts, save_counts
 
 TEXTS_AT_A_TIME = 1000
 
@@ -31,6 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(data_path: str, tokenizer_name: str, output: str, seed: int) -> None:
     """Read the records that a training with this seed reads, count their answers' tokens, save the counts."""
+    if is_current(output, tokenizer=tokenizer_name, source=data_path, seed=str(seed)):
+        print(f"{output}: kept, counted from {data_path}")  # noqa: T201
+        return
     from rich.progress import track
     from transformers import AutoTokenizer
 
@@ -44,6 +51,27 @@ def run(data_path: str, tokenizer_name: str, output: str, seed: int) -> None:
     save_counts(output, counts, tokenizer=tokenizer_name, source=data_path, seed=seed)
     seen = int((counts > 0).sum())
     print(f"{output}: {int(counts.sum())} tokens, {seen} of {vocab_size} words seen")  # noqa: T201
+
+
+def is_current(output: str, **wanted: str) -> bool:
+    """Whether the file says that it was counted from what is `wanted`, and no data file is newer than it."""
+    try:
+        _, found = load_counts(output)
+    except ValueError:
+        return False  # not there, or no counts
+    counted = Path(output).stat().st_mtime
+    files = (file for file in data_files(wanted["source"]) if file.exists())
+    return wanted.items() <= found.items() and all(file.stat().st_mtime <= counted for file in files)
+
+
+def data_files(data_path: str) -> list[Path]:
+    """The file itself and, of a mixture, those that it names."""
+    from llava.data.mixture import read_mixture
+
+    path = Path(data_path)
+    if path.suffix == ".json" or not path.exists():
+        return [path]
+    return [path, *(path.parent / source["json_path"] for source in read_mixture(path))]
 
 
 def answers_of(records: Iterable[dict]) -> Iterator[str]:

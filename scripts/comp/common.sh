@@ -105,7 +105,8 @@ refuse_flags() { # STAGE FLAGS...
   local stage=$1 word
   for word in "${@:2}"; do
     [[ $word == --* ]] || continue
-    case $(flag_name "$word") in
+    name_flag "$word"
+    case $FLAG in
       --output_dir) die "$stage: $word: the scripts write to OUTPUT_ROOT/PRESET/STAGE, here $RUN/$stage; set OUTPUT_ROOT instead." ;;
       --per_device_train_batch_size | --gradient_accumulation_steps)
         die "$stage: $word would change the recipe's global batch; set PER_DEVICE_BATCH instead, accumulation follows." ;;
@@ -155,20 +156,29 @@ ensure_data() {
   [[ -e $data ]] || die "$stage: data file $data is missing. docs/data.md says where it comes from and how it is laid out; DATA_ROOT or --data_path says where it is."
 }
 
-# The alignment loss weighs words by how often they stand in the Stage-II answers, those that this seed draws.
+# The alignment loss weighs words by how often they stand in the Stage-II answers, those that this seed draws. The command
+# keeps a file that was counted from these, and counts again where data, tokenizer or seed have changed.
 ensure_word_prior() {
-  local stage=$1
+  local stage=$1 data=$STAGE2_DATA
   [[ $(flag_value --use_alignment_loss) == True && $(flag_value --word_prior) == "$WORD_PRIOR" ]] || return 0
-  [[ ! -s $WORD_PRIOR ]] || return 0
   if ! main_node; then
     wait_for "$WORD_PRIOR"
     return
   fi
-  [[ -e $STAGE2_DATA ]] || die "$stage: the word prior $WORD_PRIOR is counted over the Stage-II data, and $STAGE2_DATA is missing (docs/data.md)."
-  say "$stage: counting the words of $STAGE2_DATA into $WORD_PRIOR"
-  make_directory "$RUN"
-  "$PYTHON" -m comp_patches.word_prior --data_path "$STAGE2_DATA" --tokenizer "$LLM" --output "$WORD_PRIOR" \
-    --seed "$(flag_value --seed)"
+  [[ $stage != stage2_* ]] || data=$(flag_value --data_path)
+  "$PYTHON" -m comp_patches.word_prior --data_path "$data" --tokenizer "$(tokenizer_in_force)" --output "$WORD_PRIOR" \
+    --seed "$(flag_value --seed)" >&2 ||
+    die "$stage: cannot count the words of the Stage-II data $data (docs/data.md) into $WORD_PRIOR: see the line above."
+}
+
+# The LLM that this stage starts from; where that is a stage of this run, the one which that stage started from.
+tokenizer_in_force() {
+  local model
+  model=$(flag_value --model_name_or_path)
+  while [[ $model == "$RUN"/* && -f $model/arguments.txt ]]; do
+    model=$(sed -n 's/^--model_name_or_path //p' "$model/arguments.txt")
+  done
+  printf '%s' "$model"
 }
 
 require_packages() {

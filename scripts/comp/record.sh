@@ -13,7 +13,8 @@ flag_lines() {
     case $word in
       --*)
         [[ -z $line ]] || printf '%s\n' "$line"
-        line=$(flag_name "$word")
+        name_flag "$word"
+        line=$FLAG
         [[ $word != *=* ]] || line="$line ${word#*=}"
         ;;
       *) line="$line $word" ;;
@@ -22,10 +23,10 @@ flag_lines() {
   printf '%s\n' "$line"
 }
 
-flag_name() { # --some-flag=value -> --some_flag, as the trainer reads it
-  local name=${1%%=*}
-  name=${name#--}
-  printf -- '--%s' "${name//-/_}"
+name_flag() { # --some-flag=value: sets FLAG to --some_flag, as the trainer reads it
+  FLAG=${1%%=*}
+  FLAG=${FLAG#--}
+  FLAG=--${FLAG//-/_}
 }
 
 flag_value() { # FLAG -> its last value in ARGUMENTS

@@ -1,6 +1,7 @@
 """Counting words, the file that keeps the counts, and the command."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -97,6 +98,23 @@ def test_command_counts_the_sample_that_training_draws(tokenizer_folder, tmp_pat
     expected = [sum(item["conversations"][1]["value"] == word for item in drawn) for word in WORDS]
     assert load_counts(output)[0].tolist() == expected
     assert len(set(expected)) > 1, "another draw should show"
+
+
+def test_command_keeps_a_file_until_data_or_seed_change(tokenizer_folder, tmp_path, capsys):
+    data, mix, output = (tmp_path / name for name in ("data.json", "mix.yaml", "prior.safetensors"))
+    data.write_text(json.dumps([record(("human", "a"), ("gpt", "red"))]))
+    mix.write_text("datasets: [{json_path: data.json}]")
+    flags = ["--data_path", str(mix), "--tokenizer", str(tokenizer_folder), "--output", str(output)]
+    main(flags)
+    assert "kept" not in capsys.readouterr().out
+    main(flags)
+    assert "kept" in capsys.readouterr().out
+    main([*flags, "--seed", "1"])
+    assert load_counts(output)[1]["seed"] == "1"
+    data.write_text(json.dumps([record(("human", "a"), ("gpt", "cat cat"))]))
+    os.utime(data, (output.stat().st_mtime + 5,) * 2)
+    main([*flags, "--seed", "1"])
+    assert load_counts(output)[0].tolist() == [0, 0, 0, 2, 0, 0]
 
 
 def test_command_says_in_one_line_what_is_missing(tokenizer_folder, tmp_path):

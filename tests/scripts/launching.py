@@ -7,9 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from comp_patches.word_prior import save_counts
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("stage1", "stage2_fixed", "stage2_native", "stage3_sft")
 TRAINER = "llava.train.train_mem"
+PRIOR_OF = {"comp_1b_siglip": ("Qwen/Qwen2.5-0.5B-Instruct", "yaml"), "embedded": ("playground/models/llm", "json")}
 
 # One line per launch: the words, separated as Python's shlex reads them.
 FAKE_TORCHRUN = """#!/usr/bin/env bash
@@ -65,9 +70,16 @@ class FakeCluster:
         torchrun.chmod(0o755)
         for stage in (1, 2, 3):
             for ending in ("yaml", "json"):
-                (self.data / f"stage{stage}.{ending}").touch()
-        (self.run / "word_prior.safetensors").write_text("stands for counts")
+                (self.data / f"stage{stage}.{ending}").write_text("datasets: []" if ending == "yaml" else "")
+        self.prior = self.run / "word_prior.safetensors"
+        self.save_prior()
         self.path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    def save_prior(self) -> None:
+        """One that the stage scripts keep, since it says what they would count: the preset's data, LLM and seed."""
+        tokenizer, ending = PRIOR_OF[self.preset]
+        source = str(self.data / f"stage2.{ending}")
+        save_counts(self.prior, torch.ones(3), tokenizer=tokenizer, source=source, seed=42)
 
     def start(self, name: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
         here = {"PATH": self.path, "PRESET": self.preset, "OUTPUT_ROOT": str(self.runs), "DATA_ROOT": str(self.data)}

@@ -137,6 +137,7 @@ def drawn(tmp_path):
     """The embedded preset with data that say they are the playground's, in the run's own folder."""
     cluster = FakeCluster(tmp_path, preset="embedded")
     cluster.data = cluster.data.rename(cluster.run / "data")
+    cluster.save_prior()
     settings = {"version": VERSION, "seed": 0, "train_images": TRAIN_IMAGES, "heldout_images": HELDOUT_IMAGES}
     (cluster.data / "settings.json").write_text(json.dumps(settings))
     return cluster
@@ -164,6 +165,7 @@ def test_a_run_on_data_of_another_playground_stops_and_says_what_to_do(drawn, ch
 
 def test_data_of_another_playground_are_used_where_the_user_says_so(drawn, tmp_path):
     drawn.data = drawn.data.rename(tmp_path / "mine")
+    drawn.save_prior()
     (drawn.data / "settings.json").write_text('{"version": 0}')
     done = drawn.start("stage1")
     assert done.returncode == 0, done.stderr
@@ -259,15 +261,44 @@ def test_fresh_does_not_delete_under_a_running_training(cluster):
     assert not (cluster.run / "stage1/checkpoint-5").exists()
 
 
-def test_stage_one_counts_the_word_prior_of_the_stage_two_answers(tmp_path):
+@pytest.fixture
+def counting(tmp_path):
+    """The embedded preset with Stage-II answers, so that words can really be counted."""
     cluster = FakeCluster(tmp_path, preset="embedded")
-    prior = cluster.run / "word_prior.safetensors"
-    prior.unlink()
-    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a red chart"}]
-    (cluster.data / "stage2.json").write_text(json.dumps([{"id": "1", "image": "1.png", "conversations": turns}]))
-    done = cluster.start("stage1", "--seed", "5")
-    assert done.returncode == 0, done.stderr
-    counts, about = load_counts(prior)
+    write_answers(cluster.data / "stage2.json", "a red chart")
+    return cluster
+
+
+def write_answers(path, text):
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": text}]
+    path.write_text(json.dumps([{"id": "1", "image": "1.png", "conversations": turns}]))
+
+
+def test_the_word_prior_follows_data_seed_and_tokenizer(counting):
+    counting.prior.unlink()
+    assert counting.start("stage1").returncode == 0
+    counts, about = load_counts(counting.prior)
     assert counts.sum() > 0
-    assert (about["source"], about["seed"]) == (str(cluster.data / "stage2.json"), "5")
-    assert cluster.trained() == ["stage1"]
+    data = str(counting.data / "stage2.json")
+    assert (about["source"], about["tokenizer"], about["seed"]) == (data, "playground/models/llm", "42")
+    # Started from a stage of this run: the same tokenizer, seed and data. Nothing is counted.
+    assert f"{counting.prior}: kept" in counting.start("stage2_native").stderr
+    # Its own data and another seed, of which the preset's file is no part.
+    mine = counting.data / "mine.json"
+    write_answers(mine, "a blue chart and a red chart")
+    (counting.data / "stage2.json").unlink()
+    changed = counting.start("stage2_fixed", "--data_path", str(mine), "--seed", "5", FRESH="1")
+    assert changed.returncode == 0, changed.stderr
+    counted_anew, about = load_counts(counting.prior)
+    assert (about["source"], about["seed"]) == (str(mine), "5")
+    assert counted_anew.sum() > counts.sum()
+
+
+def test_a_word_prior_that_cannot_be_counted_stops_the_stage(counting):
+    (counting.data / "stage2.json").unlink()
+    counting.prior.write_text("half a file")
+    done = counting.start("stage1")
+    assert done.returncode == 1
+    assert "docs/data.md" in done.stderr.splitlines()[-1]
+    assert f"{counting.data}/stage2.json" in done.stderr.splitlines()[-2]
+    assert counting.launches() == []
