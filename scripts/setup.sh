@@ -22,9 +22,12 @@ activate_or_make() {
   if [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
     say "set-up: using the active environment ${VIRTUAL_ENV:-$CONDA_PREFIX}"
   else
-    if [[ ! -x .venv/bin/python ]]; then
+    # pip too: without python3-venv a half-made .venv with a python and no pip is left behind.
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+      local modern
+      modern=$(find_modern_python) || exit 1 # It has said why.
       say "set-up: no environment is active; making .venv"
-      "$(find_modern_python)" -m venv .venv || die "cannot make .venv (on Debian: apt install python3-venv)"
+      "$modern" -m venv --clear .venv || die "cannot make .venv (on Debian: apt install python3-venv)"
     fi
     # shellcheck source=/dev/null
     source .venv/bin/activate
@@ -51,10 +54,11 @@ ensure_torch() {
     say "set-up: NVIDIA GPU found; pip installs its default torch"
     return
   fi
-  say "set-up: no NVIDIA GPU; installing torch for the CPU"
+  say "set-up: no NVIDIA GPU; installing torch, the CPU build where pip's sources have it"
   python -m pip install --quiet "torch==$CPU_TORCH+cpu" 2>/dev/null ||
     python -m pip install --quiet "torch==$CPU_TORCH" ||
-    python -m pip install --quiet torch
+    python -m pip install --quiet torch || return
+  say "set-up: torch $(python -c 'import torch; cuda = torch.version.cuda; print(torch.__version__, f"(CUDA {cuda} build)" if cuda else "(CPU build)")')"
 }
 
 install_project() {

@@ -6,6 +6,7 @@ set -euo pipefail
 PRESET=${PRESET:-embedded}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 load_preset
+[[ -n ${FIXED_SIZE:-} ]] || die "PRESET=$PRESET sets no FIXED_SIZE, so this evaluation is not for it: PRESET=embedded bash scripts/comp/evaluate_embedded.sh"
 
 main() {
   # Questions: before anything is trained, before and after Stage III, and the controls, which must not read the image.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llava.eval.held_out import make_parser
 from llava.eval.results import BLANK, CAPTIONS, QUESTIONS, RANDOM_TOWER, UNTRAINED, result_path
-from tests.scripts.launching import dry_run, flag
+from tests.scripts.launching import dry_run, flag, run_script
 
 
 def test_every_result_of_the_report_is_made_under_the_name_it_is_read_by():
@@ -35,3 +35,10 @@ def test_large_images_are_measured_against_the_fixed_stages_size():
     (fixed,) = dry_run("stage2_fixed", PRESET="embedded")
     evaluation = dry_run("evaluate_embedded")[0]
     assert flag(evaluation, "--fixed-size") == flag(fixed, "--force_resize")
+
+
+def test_a_preset_that_is_not_evaluated_so_is_refused_in_one_line():
+    done = run_script("evaluate_embedded", PRESET="comp_1b_siglip", DRY_RUN="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: PRESET=comp_1b_siglip sets no FIXED_SIZE")
+    assert done.stderr.count("\n") == 1
