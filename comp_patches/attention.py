@@ -4,10 +4,9 @@ P = tokens of the batch, h = heads, d = channels of a head, S = segments; segmen
 [cu_seqlens[i], cu_seqlens[i + 1]).
 """
 
-import importlib.util
+import importlib
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -18,74 +17,93 @@ from torch.nn import functional as F
 
 logger = logging.getLogger(__name__)
 
+FLASH_MODULES = {"flash_attention_2": "flash_attn", "varlen": "torch.nn.attention.varlen"}
+FLEX_BLOCK = 128  # tokens of a side of flex_attention's blocks
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Segments:
-    """Where the segments of a packed batch lie.
+    """Where the segments of a packed batch lie, and which backend is to attend within them.
 
     Attributes:
         bounds: cu_seqlens (S + 1) int32 on the host.
         cu_seqlens: the same on the tokens' device.
         max_seqlen: length of the longest segment.
+        backend: a key of BACKENDS; `choose_backend` says which can run.
+        block_mask: flex_attention's, None for the others.
     """
 
     bounds: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
+    backend: str = "sdpa"
+    block_mask: object | None = None
 
     @classmethod
-    def of_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Segments":
+    def of_lengths(
+        cls, lengths: Sequence[int], device: torch.device | str = "cpu", backend: str = "sdpa"
+    ) -> "Segments":
         """Segments of these lengths, end to end. The copy to a GPU does not wait for it."""
         bounds = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
-        return cls(bounds, bounds.to(device, non_blocking=True), max(lengths, default=0))
+        mask = _block_mask(bounds, device) if backend == "flex" else None
+        return cls(bounds, bounds.to(device, non_blocking=True), max(lengths, default=0), backend, mask)
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
         return tuple(self.bounds.diff().tolist())
 
-    @cached_property
-    def block_mask(self):
-        """flex_attention's mask of same-segment pairs, made once for all layers."""
-        from torch.nn.attention.flex_attention import create_block_mask
 
-        tokens = int(self.bounds[-1])
-        segment = torch.arange(len(self.lengths), device=self.cu_seqlens.device).repeat_interleave(
-            self.cu_seqlens.diff(), output_size=tokens
-        )
-        return create_block_mask(
-            lambda batch, head, q, k: segment[q] == segment[k], None, None, tokens, tokens, device=segment.device
-        )
+def _block_mask(bounds: Tensor, device: torch.device | str):
+    """Pairs of one segment, as flex_attention wants them: for a block of queries, the blocks of keys from the start of
+    its first token's segment to the end of its last token's. Linear in the tokens, where a dense mask is quadratic."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    tokens, bounds = int(bounds[-1]), bounds.long()
+    segment = torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff())
+    first = torch.arange(0, tokens, FLEX_BLOCK)
+    last = (first + FLEX_BLOCK - 1).clamp(max=tokens - 1)
+    low = bounds[segment[first]] // FLEX_BLOCK
+    count = (bounds[segment[last] + 1] - 1) // FLEX_BLOCK + 1 - low
+    key_blocks = (low[:, None] + torch.arange(len(first))).clamp(max=len(first) - 1)
+    on_device = segment.to(device, non_blocking=True)
+    return BlockMask.from_kv_blocks(
+        count.int()[None, None].to(device),
+        key_blocks.int()[None, None].to(device),
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=lambda batch, head, q, k: on_device[q] == on_device[k],
+        seq_lengths=(tokens, tokens),
+    )
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segments, *, backend: str = "auto") -> Tensor:
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     """softmax(q kT / sqrt(d)) v within each segment (CoMP Eq. 2).
 
     Args:
         query, key, value: (P, h, d).
         segments: they cover the P tokens.
-        backend: a key of BACKENDS, or "auto". One that is missing here gives way to the best that is not.
 
     Returns:
         (P, h, d).
     """
     if not torch.compiler.is_compiling() and segments.bounds[-1] != len(query):
         raise ValueError(f"The segments cover {int(segments.bounds[-1])} tokens, but there are {len(query)}.")
-    return BACKENDS[_constant_choice(backend, query.device.type, query.dtype)](query, key, value, segments)
+    if not segments.max_seqlen:
+        return query + 0 * (key + value)  # no tokens; the graph still reaches every weight
+    return BACKENDS[segments.backend](query, key, value, segments)
 
 
 @lru_cache
-def choose_backend(asked: str, device: str, dtype: torch.dtype) -> str:
+def choose_backend(asked: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """The backend to use; the choice, and why it is not the one asked for, is logged once.
 
     Args:
         asked: "auto" or a key of BACKENDS.
-        device: "cpu", "cuda", "mps", ...
-        dtype: of queries, keys and values; the flash kernels take half precision only.
+        device, dtype, head_dim: of queries, keys and values.
     """
     if asked != "auto" and asked not in BACKENDS:
         raise ValueError(f"attn_implementation={asked!r} is unknown. Known: auto, {', '.join(BACKENDS)}.")
     candidates = ("flash_attention_2", "varlen", "sdpa") if asked == "auto" else (asked, "varlen", "sdpa")
-    obstacles = {name: _obstacle(name, device, dtype) for name in candidates}
+    obstacles = {name: _obstacle(name, device, dtype, head_dim) for name in candidates}
     chosen = next(name for name in candidates if not obstacles[name])
     if asked not in ("auto", chosen):
         logger.warning("attn_implementation=%s: %s; using %s", asked, obstacles[asked], chosen)
@@ -94,24 +112,24 @@ def choose_backend(asked: str, device: str, dtype: torch.dtype) -> str:
     return chosen
 
 
-@torch.compiler.assume_constant_result
-def _constant_choice(asked: str, device: str, dtype: torch.dtype) -> str:
-    """`choose_backend` for a compiled tower, which must not look into it."""
-    return choose_backend(asked, device, dtype)
-
-
-def _obstacle(backend: str, device: str, dtype: torch.dtype) -> str:
+def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """Why a backend cannot run here, or nothing."""
-    if backend in ("flash_attention_2", "varlen"):
-        module = "flash_attn" if backend == "flash_attention_2" else "torch.nn.attention.varlen"
-        if importlib.util.find_spec(module) is None:
-            return f"no module {module} here" + (" (pip install flash-attn)" if module == "flash_attn" else "")
-        if device != "cuda":
-            return f"it needs an NVIDIA GPU, not {device}"
+    if backend == "sdpa":
+        return ""
+    if backend in FLASH_MODULES:
+        if device.type != "cuda" or torch.version.hip:
+            return f"it needs an NVIDIA GPU, not {device.type}"
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return "it needs a GPU of the Ampere generation or later"
         if dtype not in (torch.float16, torch.bfloat16):
             return f"it takes half precision, not {dtype}"
-    if backend == "flex" and importlib.util.find_spec("torch.nn.attention.flex_attention") is None:
-        return "this torch has no flex_attention"
+        if head_dim % 8 or head_dim > 256:
+            return f"it takes head widths that are multiples of 8 up to 256, not {head_dim}"
+    module = FLASH_MODULES.get(backend, "torch.nn.attention.flex_attention")
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        return f"{module} cannot be imported ({error})"
     return ""
 
 
@@ -130,7 +148,7 @@ def _sdpa_by_length(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[in
         attended = F.scaled_dot_product_attention(*batches).transpose(1, 2)
         for i, output in zip(equal, attended.unbind(), strict=True):
             outputs[i] = output
-    return torch.cat(outputs) if outputs else torch.zeros_like(query)
+    return torch.cat(outputs)
 
 
 def _batch(segments: list[Tensor]) -> Tensor:
@@ -182,8 +200,10 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Segments], Tensor]] = {
 
 
 def _sdpa_gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]):
-    inputs = [states.detach().requires_grad_() for states in (query, key, value)]
-    gradients = torch.autograd.grad(_sdpa_by_length(*inputs, lengths), inputs, grad)
+    # An operator's body runs below autograd; the guard brings it back.
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False), torch.enable_grad():
+        inputs = [states.detach().requires_grad_() for states in (query, key, value)]
+        gradients = torch.autograd.grad(_sdpa_by_length(*inputs, lengths), inputs, grad)
     return tuple(gradient.contiguous() for gradient in gradients)
 
 
@@ -203,9 +223,7 @@ if hasattr(torch.library, "custom_op"):  # torch 2.4; before that a compiled tow
         grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Computes the attention again: an opaque node keeps nothing but its inputs."""
-        # An operator's body runs below autograd, which is a state of its thread; another thread has autograd.
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            return thread.submit(_sdpa_gradients, grad, query, key, value, tuple(bounds.diff().tolist())).result()
+        return _sdpa_gradients(grad, query, key, value, tuple(bounds.diff().tolist()))
 
     @_sdpa_backward_op.register_fake
     def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor):

@@ -76,7 +76,6 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.backend = config.attn_implementation
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.proj_bias)
 
@@ -86,7 +85,7 @@ class Attention(nn.Module):
         if rotary is not None:
             query_key = apply_rope(query_key, *rotary)
         query, key = query_key.chunk(2, dim=1)
-        attended = packed_attention(query, key, value, segments, backend=self.backend)
+        attended = packed_attention(query, key, value, segments)
         return self.proj(attended.flatten(1))
 
 

@@ -54,10 +54,12 @@ def patch_coordinates(
                 "Odd grids need merge_size=1 (raster order)."
             )
     bounds = tuple(accumulate((rows * cols for rows, cols in frames), initial=0))
-    frame_table = torch.tensor([(*frame, start) for frame, start in zip(frames, bounds, strict=False)], device=device)
-    lengths = torch.tensor([rows * cols for rows, cols in frames], dtype=torch.int64, device=device)
+    # Made on the host and copied without waiting: a tensor made of a list on a GPU stops the host.
+    table = [(*frame, start) for frame, start in zip(frames, bounds, strict=False)]
+    frame_table = torch.tensor(table, dtype=torch.int64).reshape(-1, 3).to(device, non_blocking=True)
+    lengths = frame_table[:, 0] * frame_table[:, 1]
     frame_of_patch = torch.arange(len(frames), device=device).repeat_interleave(lengths, output_size=bounds[-1])
-    rows, cols, start = frame_table.reshape(-1, 3)[frame_of_patch].unbind(-1)
+    rows, cols, start = frame_table[frame_of_patch].unbind(-1)
 
     index = torch.arange(bounds[-1], device=device) - start
     block, within = index // merge_size**2, index % merge_size**2

@@ -45,12 +45,13 @@ def sincos_position_embedding(y: Tensor, x: Tensor, width: int) -> Tensor:
         width: D, a multiple of 4; w_k = 10000^(-k / (D/4)), k = 0 ... D/4 - 1.
 
     Returns:
-        (P, D) float32, computed in float64.
+        (P, D) float32, computed in float64 (on MPS, which has none, in float32).
     """
     if width % 4:
         raise ValueError(f"A sin-cos position embedding needs a width that is a multiple of 4, found {width}.")
-    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device=y.device) / (width // 4))
-    angles = [position.double()[:, None] * frequencies for position in (x, y)]
+    wide = torch.float32 if y.device.type == "mps" else torch.float64
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=wide, device=y.device) / (width // 4))
+    angles = [position.to(wide)[:, None] * frequencies for position in (x, y)]
     return torch.cat([turn for angle in angles for turn in (angle.sin(), angle.cos())], dim=-1).float()
 
 

@@ -116,18 +116,19 @@ def build_image_processor(config: VisionTransformerConfig, **options: Any) -> Na
 def load_vision_transformer(
     name_or_path: str,
     *,
-    merge_size: int = 2,
+    merge_size: int | None = None,
     use_rope: bool | None = None,
     dtype: torch.dtype | None = None,
-    attn_implementation: str = "auto",
+    attn_implementation: str | None = None,
     **config_overrides: Any,
 ) -> PackedVisionTransformer:
     """Build a tower and fill it from a checkpoint: an original VFM's, or one that `save_vision_transformer` wrote.
 
     Args:
         name_or_path: `name:weights`, a known name, a local folder, a .safetensors file, or a hub id.
-        merge_size: side of a block; 1 is raster order and takes odd grids.
-        use_rope: None means what the checkpoint says (an original VFM: True).
+        merge_size: side of a block; 1 is raster order and takes odd grids. None means what the checkpoint says, here
+            and below (an original VFM: 2, RoPE, "auto").
+        use_rope: RoPE-2D.
         dtype: of the parameters; None keeps the checkpoint's.
         attn_implementation: attention backend.
         config_overrides: other fields of `VisionTransformerConfig`.

@@ -70,6 +70,11 @@ class VisionTransformerConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown. Known: {', '.join(map(str, choices))}.")
+        for name in ("merge_size", "rope_theta", "patch_size", "num_attention_heads"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} should be above 0.")
+        if not isinstance(self.use_rope, bool):
+            raise ValueError(f"use_rope={self.use_rope!r} should be True or False.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from comp_patches.attention import Segments
+from comp_patches.attention import Segments, choose_backend
 from comp_patches.layers import Block, build_norm
 from comp_patches.packing import PatchCoordinates, frames_on_host, patch_coordinates
 from comp_patches.position_embedding import LearnedPositionEmbedding, sincos_position_embedding
@@ -113,7 +113,19 @@ class PackedVisionTransformer(nn.Module):
         if config.embedding_norm == "after_position":
             states = self.embedding_norm(states)
         lengths = [rows * cols + config.num_prefix_tokens for rows, cols in frames]
-        return _pieces(states, rotary, lengths), patch_rows
+        return self._pieces(states, rotary, lengths), patch_rows
+
+    def _pieces(self, states: Tensor, rotary: RotaryTables | None, lengths: Sequence[int]) -> list[Piece]:
+        """The batch in one piece, or, on a CPU, in pieces of whole frames."""
+        # Under ZeRO-3 every pass through a layer gathers its weights from all processes: each must make as many.
+        is_sharded = hasattr(self.patch_embedding.weight, "ds_id")
+        in_pieces = states.device.type == "cpu" and not is_sharded
+        groups = _group(lengths, CPU_TOKENS) if in_pieces else [lengths]
+        sizes = [sum(group) for group in groups]
+        tables = [None] * len(groups) if rotary is None else zip(*(table.split(sizes) for table in rotary), strict=True)
+        backend = choose_backend(self.config.attn_implementation, states.device, states.dtype, self.config.head_dim)
+        segments = [Segments.of_lengths(group, states.device, backend) for group in groups]
+        return [Piece(*parts) for parts in zip(states.split(sizes), segments, tables, strict=True)]
 
     def embed(self, pixel_values: Tensor, frames: Sequence[tuple[int, int]]) -> tuple[Tensor, PatchCoordinates]:
         """Patches with their position embedding (P, D), and where each stands (Eq. 1)."""
@@ -162,7 +174,7 @@ class PackedVisionTransformer(nn.Module):
         patches, count = len(states), len(prefix)
         patch_rows = torch.arange(patches, device=states.device) + count * (frame + 1)
         is_prefix = torch.ones(patches + frames * count, dtype=torch.bool, device=states.device)
-        is_prefix[patch_rows] = False
+        is_prefix.index_fill_(0, patch_rows, False)
         # Row r reads patch r minus the prefix tokens up to it, or the next prefix token of the list below.
         source = torch.arange(len(is_prefix), device=states.device) - is_prefix.cumsum(0)
         source = torch.where(is_prefix, patches + is_prefix.cumsum(0) - 1, source)
@@ -181,15 +193,6 @@ class PackedVisionTransformer(nn.Module):
             else:
                 states = layer(states, segments, rotary)
         return states
-
-
-def _pieces(states: Tensor, rotary: RotaryTables | None, lengths: Sequence[int]) -> list[Piece]:
-    """The batch in one piece, or, on a CPU, in pieces of whole frames."""
-    groups = _group(lengths, CPU_TOKENS) if states.device.type == "cpu" else [lengths]
-    sizes = [sum(group) for group in groups]
-    tables = [None] * len(groups) if rotary is None else zip(*(table.split(sizes) for table in rotary), strict=True)
-    segments = (Segments.of_lengths(group, states.device) for group in groups)
-    return [Piece(*parts) for parts in zip(states.split(sizes), segments, tables, strict=True)]
 
 
 def _group(lengths: Sequence[int], most: int) -> list[list[int]]:

@@ -37,12 +37,10 @@ from comp_patches.image_processor import NativeImageProcessor
 from comp_patches.towers import (
     build_image_processor,
     load_image_processor,
-    load_vision_config,
     load_vision_transformer,
     save_vision_transformer,
 )
 from comp_patches.vision_config import MODEL_TYPE, VisionTransformerConfig
-from comp_patches.vision_transformer import PackedVisionTransformer
 
 KEPT = "release"  # folder inside OUT
 _ARCHITECTURES = {name for family in RELEASED.values() for name in family.architectures}
@@ -81,7 +79,7 @@ def run(source: str, out: Path) -> None:
 
 def from_release(path: Path, out: Path) -> None:
     """The authors' folder -> ours, with what it holds beyond the tower in OUT/release."""
-    tower = _load(path)
+    tower = load_vision_transformer(str(path))
     files = TensorFiles(path)
     unused = unused_tensors(files, tower.config)
     again = release_tensors(tower.state_dict(), tower.config, unused)
@@ -95,7 +93,7 @@ def from_release(path: Path, out: Path) -> None:
 
 def to_release(path: Path, out: Path) -> None:
     """Our folder -> the authors'."""
-    tower, kept = _load(path), path / KEPT
+    tower, kept = load_vision_transformer(str(path)), path / KEPT
     config = release_config(tower.config)
     unused: dict[str, Tensor] = {}
     if kept.exists():
@@ -113,10 +111,6 @@ def to_release(path: Path, out: Path) -> None:
     if other:
         said = ", ".join(f"{name}={getattr(tower.config, name)}" for name in other)
         print(f"note: the tower has {said}; the authors' code takes no notice of that, this project's does")  # noqa: T201
-
-
-def _load(path: Path) -> PackedVisionTransformer:
-    return load_vision_transformer(str(path), merge_size=load_vision_config(str(path)).merge_size)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -42,13 +42,19 @@ def position_map(table: torch.Tensor, rows: int, cols: int, mode: str = "bilinea
     return resized[0].permute(1, 2, 0)
 
 
-def rotate(vector: torch.Tensor, y: int, x: int, theta: float = 10000.0) -> torch.Tensor:
-    """One head's vector (d,): channels c and c + d/2 are a complex number; the first d/4 turn by y, the rest by x."""
+def rotate(
+    vector: torch.Tensor, y: int, x: int, theta: float = 10000.0, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
+    """One head's vector (d,): channels c and c + d/2 are a complex number; the first d/4 turn by y, the rest by x.
+
+    Frequency, position and their product are each rounded to `dtype`.
+    """
     d = len(vector)
     turns = []
     for c in range(d // 2):
         j, position = (c, y) if c < d // 4 else (c - d // 4, x)
-        turns.append(cmath.exp(1j * position * theta ** (-2 * j / (d / 2))))
+        frequency = torch.tensor(theta ** (-2 * j / (d / 2)), dtype=dtype)
+        turns.append(cmath.exp(1j * (torch.tensor(position, dtype=dtype) * frequency).item()))
     turned = torch.complex(vector[: d // 2], vector[d // 2 :]) * torch.tensor(turns, dtype=torch.complex64)
     return torch.cat((turned.real, turned.imag))
 
@@ -63,6 +69,7 @@ def tower(model, pixel_values: torch.Tensor, rows: int, cols: int) -> torch.Tens
     """One image through a packed transformer's own weights, with this module's order, embedding and rotation."""
     config = model.config
     order = block_order(rows, cols, config.merge_size)
+    angle_dtype = torch.bfloat16 if config.rope_dtype == "bfloat16" else torch.float64
     states = F.linear(pixel_values, model.patch_embedding.weight, model.patch_embedding.bias)
     table = model.position_embedding.weight.reshape(*config.position_grid, -1)
     position = position_map(table, rows, cols)
@@ -75,7 +82,10 @@ def tower(model, pixel_values: torch.Tensor, rows: int, cols: int) -> torch.Tens
         if config.use_rope:
             query, key = (
                 torch.stack(
-                    [torch.stack([rotate(head, *at) for head in heads]) for heads, at in zip(part, order, strict=True)]
+                    [
+                        torch.stack([rotate(head, *at, config.rope_theta, angle_dtype) for head in heads])
+                        for heads, at in zip(part, order, strict=True)
+                    ]
                 )
                 for part in (query, key)
             )

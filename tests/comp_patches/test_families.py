@@ -162,7 +162,8 @@ def test_the_pretrained_grid_with_rope_is_not_the_original(tmp_path):
     VFMS["siglip"].save(tmp_path)
     image = patches_of(images_of(3, 3, count=1))
     outputs = [
-        load_vision_transformer(str(tmp_path), merge_size=1, use_rope=rope)(image, [(1, 3, 3)]) for rope in (0, 1)
+        load_vision_transformer(str(tmp_path), merge_size=1, use_rope=rope)(image, [(1, 3, 3)])
+        for rope in (False, True)
     ]
     with pytest.raises(AssertionError):
         assert_close(*outputs, atol=1e-3, rtol=1e-3)

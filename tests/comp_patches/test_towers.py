@@ -25,8 +25,11 @@ def siglip_folder(tmp_path):
     return tmp_path / "vision"
 
 
-def test_save_then_load_gives_the_same_tower(tmp_path, tiny_tower, random_patches):
-    tower = tiny_tower(position_interpolation="bicubic", use_rope=False)
+@pytest.mark.parametrize("merge_size", [1, 2])
+def test_save_then_load_gives_the_same_tower(tmp_path, tiny_tower, random_patches, merge_size):
+    tower = tiny_tower(
+        position_interpolation="bicubic", use_rope=False, merge_size=merge_size, attn_implementation="sdpa"
+    )
     save_vision_transformer(tower, tmp_path / "saved")
     again = load_vision_transformer(f"comp-siglip:{tmp_path / 'saved'}")
     assert again.config == tower.config

@@ -57,6 +57,17 @@ def test_patches_embedding_and_angles_follow_one_order(tiny_tower, random_patche
         assert_close(tower(pixels, [(1, rows, cols)]), naive.tower(tower, pixels, rows, cols), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{"rope_theta": 100.0}, {"rope_dtype": "bfloat16"}], ids=["theta", "dtype"])
+def test_angles_are_the_config_s(tiny_tower, random_patches, options):
+    rows, cols = 2, 280  # bf16 cannot tell all columns above 256
+    tower, pixels = tiny_tower(num_hidden_layers=1, **options), random_patches([(1, rows, cols)])
+    with torch.no_grad():
+        features = tower(pixels, [(1, rows, cols)])
+        assert_close(features, naive.tower(tower, pixels, rows, cols), atol=1e-4, rtol=1e-4)
+        default = tiny_tower(num_hidden_layers=1)(pixels, [(1, rows, cols)])
+    assert (features - default).abs().max() > 1e-2
+
+
 def test_block_and_raster_order_are_the_same_image(tiny_tower, random_patches):
     rows, cols = 6, 10
     block, raster = tiny_tower(merge_size=2), tiny_tower(merge_size=1)
@@ -118,6 +129,18 @@ def test_taking_the_batch_in_pieces_changes_nothing(tiny_tower, random_patches, 
     assert_close(tower(pixels, GRIDS), whole, atol=2e-5, rtol=1e-5)
 
 
+def test_a_tower_in_shards_takes_every_batch_in_one_piece(tiny_tower, random_patches, monkeypatch):
+    monkeypatch.setattr(vision_transformer, "CPU_TOKENS", 20)
+    tower, passes = tiny_tower(), []
+    tower.layers[0].register_forward_hook(lambda *_: passes.append(1))
+    tower(random_patches(GRIDS), GRIDS)
+    assert len(passes) > 1
+    passes.clear()
+    tower.patch_embedding.weight.ds_id = 0  # DeepSpeed ZeRO-3's mark
+    tower(random_patches(GRIDS), GRIDS)
+    assert len(passes) == 1
+
+
 def test_each_frame_of_a_video_is_an_image_of_its_own(tiny_tower, random_patches):
     tower, pixels = tiny_tower(), random_patches([(3, 4, 6)])
     assert_close(tower(pixels, [(3, 4, 6)]), tower(pixels, [(1, 4, 6)] * 3), atol=0, rtol=0)
@@ -137,12 +160,13 @@ def test_bf16_tower_keeps_its_angles_in_float32(tiny_tower, random_patches):
     assert_close(cast, exact, atol=0, rtol=0)
 
 
-def test_bf16_output_stays_near_float32(tiny_tower, random_patches):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+def test_half_precision_stays_near_float32(tiny_tower, random_patches, dtype, tolerance):
     tower, pixels = tiny_tower(), random_patches(GRIDS)
     exact = tower(pixels, GRIDS)
-    rounded = tower.bfloat16()(pixels, GRIDS)
-    assert rounded.dtype == torch.bfloat16
-    assert (rounded.float() - exact).norm() < 0.03 * exact.norm()
+    rounded = tower.to(dtype)(pixels, GRIDS)
+    assert rounded.dtype == dtype
+    assert (rounded.float() - exact).norm() < tolerance * exact.norm()
 
 
 def test_no_image_gives_no_features(tiny_tower):
@@ -169,6 +193,8 @@ def test_config_survives_json():
     [
         ("position_interpolation", "nearest", "Known: bilinear, bicubic"),
         ("position_embedding_order", "rastor", "Known: block, raster"),
+        ("merge_size", 0, "merge_size=0 should be above 0"),
+        ("use_rope", "False", "use_rope='False' should be True or False"),
         ("hidden_size", 50, "not a multiple of num_attention_heads=4"),
         ("hidden_size", 40, "multiple of 4, but hidden_size=40 over 4 heads is 10"),
     ],

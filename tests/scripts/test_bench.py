@@ -28,8 +28,9 @@ def test_anyres_takes_the_tiling_of_llava_next(encoders, height, width, crops):
 
 @pytest.mark.slow
 def test_every_encoder_runs_forward_and_backward():
-    command = [sys.executable, BENCH / "tower.py", *"--vit width384 --layers 1 --images 2 --rounds 1".split()]
-    result = subprocess.run([*command, "--parts", "forward", "backward"], capture_output=True, text=True, check=False)
+    sizes = ["--vit", "width384", "--layers", "1", "--images", "2", "--rounds", "1"]
+    command = [sys.executable, BENCH / "tower.py", *sizes, "--parts", "forward", "backward"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     for encoder in ("floor", "ours, one by one", "SigLIP 2 NaFlex", "Qwen2.5-VL", "AnyRes"):
         assert encoder in result.stdout
