@@ -144,12 +144,18 @@ class NativeImageProcessor:
         return normalised.reshape(len(patches), -1)
 
 
-def processor_options(description: dict[str, Any]) -> dict[str, Any]:
-    """Bounds and resizing as a preprocessor_config.json of this project says them; nothing of another's."""
-    if description.get("image_processor_type") != PROCESSOR_TYPE:
-        return {}
-    of_the_tower = ("image_processor_type", "patch_size", "merge_size", "image_mean", "image_std")
-    return {name: value for name, value in description.items() if name not in of_the_tower}
+def processor_options(description: dict[str, Any], block: int) -> dict[str, Any]:
+    """Bounds and resizing as a preprocessor_config.json says them: this project's, or Qwen2-VL's, the released towers'.
+
+    Args:
+        description: the file's content.
+        block: side of a visual token in pixels; Qwen2-VL counts bounds in pixels.
+    """
+    if description.get("image_processor_type") == PROCESSOR_TYPE:
+        of_the_tower = ("image_processor_type", "patch_size", "merge_size", "image_mean", "image_std")
+        return {name: value for name, value in description.items() if name not in of_the_tower}
+    bounds = {"min_num_vistoken": "min_pixels", "max_num_vistoken": "max_pixels"}
+    return {ours: max(1, description[theirs] // block**2) for ours, theirs in bounds.items() if description.get(theirs)}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -93,11 +93,12 @@ def load_vision_config(
 def load_image_processor(name_or_path: str, **options: Any) -> NativeImageProcessor:
     """The image processor that belongs to a tower; no weights are read. `options` are the processor's own.
 
-    A folder of this project remembers the bounds that its tower was trained with.
+    A folder of this project, and the authors' released ones, remember the bounds that their tower was trained with.
     """
     checkpoint, tower = _open(name_or_path, weights=False)
     config = checkpoint.config(tower, {"merge_size": options.pop("merge_size", None)})
-    return build_image_processor(config, **processor_options(read_processor_config(checkpoint.path)) | options)
+    block = config.patch_size * config.merge_size
+    return build_image_processor(config, **processor_options(read_processor_config(checkpoint.path), block) | options)
 
 
 def build_image_processor(config: VisionTransformerConfig, **options: Any) -> NativeImageProcessor:

@@ -35,12 +35,11 @@ from comp_patches.families.comp_release_writer import (
 )
 from comp_patches.image_processor import NativeImageProcessor
 from comp_patches.towers import (
-    build_image_processor,
     load_image_processor,
     load_vision_transformer,
     save_vision_transformer,
 )
-from comp_patches.vision_config import MODEL_TYPE, VisionTransformerConfig
+from comp_patches.vision_config import MODEL_TYPE
 
 KEPT = "release"  # folder inside OUT
 _ARCHITECTURES = {name for family in RELEASED.values() for name in family.architectures}
@@ -87,7 +86,7 @@ def from_release(path: Path, out: Path) -> None:
     if changed or len(again) != len(files):
         raise ValueError(f"{path} would not come back as it is: {', '.join(changed[:3])} would differ.")
     save_checkpoint(out / KEPT, read_config(path), unused, read_processor_config(path))
-    save_vision_transformer(tower, out, _processor(path, tower.config))
+    save_vision_transformer(tower, out, load_image_processor(str(path)))
     print(f"{out}: {tower.config.family} tower; {len(unused)} tensors that it does not use in {out / KEPT}")  # noqa: T201
 
 
@@ -115,16 +114,6 @@ def to_release(path: Path, out: Path) -> None:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
-
-
-def _processor(path: Path, config: VisionTransformerConfig) -> NativeImageProcessor:
-    """Ours with the bounds of the authors' preprocessor_config.json, which counts them in pixels."""
-    names = {"min_num_vistoken": "min_pixels", "max_num_vistoken": "max_pixels"}
-    pixels = read_processor_config(path)
-    block = (config.patch_size * config.merge_size) ** 2
-    return build_image_processor(
-        config, **{ours: max(1, pixels[theirs] // block) for ours, theirs in names.items() if pixels.get(theirs)}
-    )
 
 
 def _qwen2_vl_processor(processor: NativeImageProcessor) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def test_the_converted_tower_is_the_released_one(released, tmp_path, random_patc
     processor = load_image_processor(str(tmp_path / "ours"))
     assert processor.image_mean == (0.1, 0.2, 0.3)
     assert processor.min_num_vistoken == 3136 // (2 * processor.patch_size) ** 2
+    assert processor.description() == load_image_processor(str(source)).description()
 
 
 def test_what_a_tower_does_not_use_lies_beside_it(released, tmp_path):
