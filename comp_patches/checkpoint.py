@@ -155,7 +155,10 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _shards(folder: Path, index: str) -> list[Path]:
-    files = sorted({folder / name for name in read_json(folder / index)["weight_map"].values()})
+    weight_map = read_json(folder / index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{folder / index} has no weight_map, so it does not say which file holds which tensor.")
+    files = sorted({folder / name for name in weight_map.values()})
     for file in files:
         if file.parent != folder or not file.exists():
             raise ValueError(f"{folder / index} names {file}, which is missing or outside the folder.")

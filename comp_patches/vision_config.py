@@ -1,7 +1,7 @@
 """The description of a packed vision transformer: architecture, the method's switches, and what its images need."""
 
 import difflib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from comp_patches.attention import BACKENDS
@@ -126,6 +126,9 @@ class VisionTransformerConfig:
         if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
             raise ValueError(f"Expected a config of model_type {MODEL_TYPE!r}, found {values['model_type']!r}.")
         _refuse_unknown(values)
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
+        if missing:
+            raise ValueError(f"The config of a vision tower lacks {', '.join(missing)}.")
         return cls(**values)
 
     def with_overrides(self, overrides: dict[str, Any]) -> "VisionTransformerConfig":

@@ -66,6 +66,8 @@ def _weights_of(path: Path, raw: dict[str, Any]) -> str:
     """Where the tower's weights are. Stage I trains and saves the adapter alone: its tower is the one it began with."""
     if not (path / ADAPTER_FILE).exists():
         return str(path)
-    base = raw["mm_base_model"]
+    base = raw.get("mm_base_model")
+    if base is None:
+        raise ValueError(f"{path} holds an adapter alone, and its config.json has no mm_base_model to say over what.")
     base_is_llava = "mm_vision_config" in read_config(resolve(base, weights=False))
     return base if base_is_llava else raw["mm_vision_tower"]

@@ -24,6 +24,7 @@ from transformers import (
     SiglipModel,
 )
 
+from comp_patches.checkpoint import TensorFiles
 from comp_patches.towers import load_vision_config, load_vision_transformer, save_vision_transformer
 from comp_patches.vision_transformer import PackedVisionTransformer
 from tests.comp_patches.conftest import randomise
@@ -301,3 +302,9 @@ def test_the_report_is_a_line_for_each_module(tmp_path, caplog):
         "post_layernorm": ["-", "-", "-", "2"],
     }
     assert table[6] == "unexpected: encoder.extra"
+
+
+def test_an_index_without_a_map_is_refused(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no weight_map"):
+        TensorFiles(tmp_path)

@@ -204,6 +204,11 @@ def test_config_refuses_what_no_tower_can_be(field, value, message):
         VisionTransformerConfig(**TINY | {field: value})
 
 
+def test_a_config_without_its_sizes_says_which_are_missing():
+    with pytest.raises(ValueError, match="lacks hidden_size, patch_size"):
+        VisionTransformerConfig.from_dict({k: v for k, v in TINY.items() if k not in ("hidden_size", "patch_size")})
+
+
 def test_unknown_config_key_names_the_nearest():
     with pytest.raises(ValueError, match=r"'use_ropes' is no field .* Did you mean 'use_rope'"):
         VisionTransformerConfig.from_dict(VisionTransformerConfig(**TINY).to_dict() | {"use_ropes": True})
