@@ -134,7 +134,9 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
         config.mm_base_model = model_args.model_name_or_path
     elif name is None:
         raise ValueError(f"--vision_tower is missing, and {model_args.model_name_or_path} holds no tower of its own.")
-    dtype = torch.bfloat16 if training_args.bf16 and not training_args.use_cpu else torch.float32
+    # Without DeepSpeed a CPU computes in float32 all the same; DeepSpeed turns everything into bfloat16.
+    halves = training_args.bf16 and (training_args.deepspeed or not training_args.use_cpu)
+    dtype = torch.bfloat16 if halves else torch.float32
     model = load_weights(
         model_args.model_name_or_path, config, dtype=dtype, attn_implementation=training_args.attn_implementation
     )
