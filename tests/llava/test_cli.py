@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from llava.serve.cli import main, make_parser, start_chat
 
@@ -52,9 +53,14 @@ def test_a_conversation_streams_its_answers_and_ends_with_the_input(run, colours
     assert len([line for line in answers if line]) <= 2
 
 
-def test_sampling_at_a_temperature_works(run, colours, capsys):
-    main(flags(run, colours, "--temperature", "0.7", "--prompt", "What is it?"))
-    assert capsys.readouterr().out.endswith("\n")
+def test_a_temperature_samples(run, colours):
+    torch.manual_seed(0)
+    chat = start_chat(make_parser().parse_args(flags(run, colours, "--temperature", "50")))
+    answers = []
+    for _ in range(3):
+        answers.append(chat.ask("What is it?"))
+        chat.forget_last()
+    assert len(set(answers)) == 3
 
 
 def test_mistakes_are_one_line(run, llm, colours, tmp_path, capsys):

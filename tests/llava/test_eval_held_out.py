@@ -8,10 +8,11 @@ import torch
 from llava.conversation import conv_templates
 from llava.data.encoding import ConversationEncoder
 from llava.data.records import build_conversation
+from llava.eval import held_out
 from llava.eval.answering import Answerer
 from llava.eval.held_out import main
 from llava.eval.items import make_item
-from llava.eval.models import load_checkpoint, randomise
+from llava.eval.models import load_checkpoint, load_untrained, randomise
 from llava.eval.results import read_rows, summary_path
 from llava.eval.scoring import accuracy, fact_hits, is_exact_match, is_large
 from llava.inference import prompt_ids
@@ -39,13 +40,15 @@ def test_a_trained_model_reads_its_images_and_only_by_looking(run, colours, tmp_
 
 
 def test_rows_and_summary_say_what_was_asked_answered_and_right(run, colours, tmp_path, capsys):
-    rows = evaluate(run / "stage2_native", colours, tmp_path, "--conv-mode", "plain", "--limit", "6", task="questions")
+    flags = ["--conv-mode", "plain", "--limit", "6", "--fixed-size", "40"]
+    rows = evaluate(run / "stage2_native", colours, tmp_path, *flags, task="questions")
     assert rows[5] == {
         "id": "c5", "kind": "cold", "image": "5.png", "width": 32, "height": 64, "question": tiny.QUESTION,
         "answer": "green", "prediction": "green", "correct": True,
     }  # fmt: skip
     summary = json.loads(summary_path(tmp_path / "out.jsonl").read_text())
     assert (summary["task"], summary["n"], summary["accuracy"]) == ("questions", 6, 1.0)
+    assert summary["large"] == {"n": 4, "scored": 4, "accuracy": 1.0, "fixed_size": 40}  # 64×48; 32×64 is too small
     assert summary["kinds"]["warm"] == {"n": 3, "scored": 3, "accuracy": 1.0}
     assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "6", "100.0", "%"]
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
@@ -66,6 +69,58 @@ def test_a_stage_1_folder_and_the_untrained_start_can_be_evaluated(run, llm, sig
     assert first == evaluate(llm, colours, tmp_path, *start, task="questions")  # seeded
 
 
+def test_a_question_is_put_in_a_template_that_has_a_place_for_it(run, colours, tmp_path):
+    """`plain`, which Stage I trains with, would drop its words."""
+
+    def template(task):
+        evaluate(run / "stage1", colours, tmp_path, "--max-new-tokens", "1", "--limit", "1", task=task)
+        return json.loads(summary_path(tmp_path / "out.jsonl").read_text())["template"]
+
+    assert template("questions") == "qwen_2_5"
+    assert template("captions") == "plain"
+
+
+def test_the_untrained_start_is_the_tower_as_it_was_and_an_adapter_by_the_seed(llm, siglip):
+    def start(seed):
+        loaded = load_untrained(
+            str(llm), f"comp-siglip:{siglip}", mm_projector_type="downsample_mlp", seed=seed, device="cpu"
+        )
+        return loaded.model.get_model()
+
+    state = torch.random.get_rng_state()
+    first, other = start(1), start(2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert first.vision_tower.config.use_rope is False
+    assert not torch.equal(first.mm_projector.state_dict()["0.weight"], other.mm_projector.state_dict()["0.weight"])
+
+
+def test_flags_reach_the_answering(run, colours, tmp_path, monkeypatch):
+    seen = []
+
+    class Watched(Answerer):
+        def __call__(self, items, **kwargs):
+            seen.append(self)
+            return super().__call__(items, **kwargs)
+
+    monkeypatch.setattr(held_out, "Answerer", Watched)
+    flags = ["--batch-size", "5", "--max-new-tokens", "7", "--force-resize", "32", "--blank"]
+    evaluate(run / "stage2_native", colours, tmp_path, *flags)
+    evaluate(run / "stage2_native", colours, tmp_path)
+    assert (seen[0].batch_size, seen[0].max_new_tokens, seen[0].force_resize, seen[0].blank) == (5, 7, 32, True)
+    assert (seen[1].batch_size, seen[1].max_new_tokens, seen[1].force_resize, seen[1].blank) == (32, 192, None, False)
+
+
+def test_greedy_is_greedy_whatever_the_checkpoint_says(run, colours):
+    """Qwen2.5's generation_config.json asks for sampling and a repetition penalty."""
+    loaded = load_checkpoint(str(run / "stage2_native"), device="cpu")
+    loaded.model.generation_config.update(do_sample=True, temperature=50.0, top_k=50, repetition_penalty=9.0)
+    record = json.loads((colours / "data.json").read_text())[1]
+    template = conv_templates["plain"]
+    item = make_item(record, template, loaded.tokenizer, str(colours / "images"), with_facts=False)
+    answerer = Answerer(loaded.model, loaded.tokenizer, loaded.image_processor, template, max_new_tokens=8)
+    assert [answerer([item])[0].text for _ in range(3)] == ["green"] * 3
+
+
 def test_forced_squash_gives_other_answers_than_the_checkpoints_own_size(run, colours):
     loaded = load_checkpoint(str(run / "stage2_native"), device="cpu")
     image = load_image(colours / "images" / "0.png")
@@ -74,6 +129,22 @@ def test_forced_squash_gives_other_answers_than_the_checkpoints_own_size(run, co
     assert loaded.image_processor([image], force_resize=32)["image_grid_thw"].tolist() == [[1, 4, 4]]
     fixed = load_checkpoint(str(run / "stage1"), device="cpu").image_processor
     assert fixed([image], force_resize=None)["image_grid_thw"].tolist() == [[1, 4, 4]]  # as it was trained
+
+
+def test_the_answering_squashes_where_it_is_told_to(run, colours):
+    loaded = load_checkpoint(str(run / "stage2_native"), device="cpu")
+    sides = []
+
+    def image_processor(images, force_resize=None):
+        sides.append(force_resize)
+        return loaded.image_processor(images, force_resize=force_resize)
+
+    record = json.loads((colours / "data.json").read_text())[1]
+    template = conv_templates["plain"]
+    item = make_item(record, template, loaded.tokenizer, str(colours / "images"), with_facts=False)
+    for side in (None, 32):
+        Answerer(loaded.model, loaded.tokenizer, image_processor, template, 8, force_resize=side)([item])
+    assert sides == [None, 32]
 
 
 def test_answers_in_batches_are_those_of_one_by_one(run, colours):

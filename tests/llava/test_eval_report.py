@@ -68,6 +68,7 @@ def reported(run, colours, tmp_path_factory):
     questions = read_rows(result_path(folder, "qa", "stage2_native"))
     rows = [row | {"question": EVIL, "prediction": EVIL, "kind": EVIL} for row in questions[:8]] + questions[8:]
     write_rows(result_path(folder, "qa", "stage2_native"), rows)
+    write_rows(result_path(folder, "qa", "untrained"), [row | {"correct": False} for row in rows])
     main(["--run", str(folder)])
     return folder
 
@@ -111,6 +112,12 @@ def test_the_table_in_the_terminal(reported, capsys):
     assert native[3] == "–"  # noqa: RUF001  no alignment loss in this stage
     assert native[5:] == ["100.0 %", "100.0 %", "100.0 %"]
     assert table["II fixed"][-2:] == ["0.0 %", "0.0 %"]
+    assert table["before Stage I"][1:6] == ["0", "–", "–", "–", "0.0 %"]  # noqa: RUF001
+    titles = next(line for line in lines if line.startswith("kind"))
+    assert re.split(r"\s{2,}", titles) == ["kind", "n", "before", "after", "after, blank"]
+    before, after, blank = table["all"][2:]
+    assert (before, after) == ("0.0 %", "100.0 %")
+    assert float(blank.split()[0]) <= 50
     assert any(line.startswith("McNemar: 0 right in A alone") for line in lines)
 
 
