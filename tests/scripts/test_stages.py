@@ -95,10 +95,10 @@ def test_a_failed_training_is_not_finished_and_goes_on_with_the_same_arguments_o
     assert "exit code 3" in failed.stderr
     assert not (cluster.run / "stage1/finished.json").exists()
     # Nothing was saved, so other arguments cost nothing; once there is a checkpoint they would spoil it.
-    assert cluster.start("stage1", "--seed", "1", TORCHRUN_EXIT="3").returncode == 1
+    assert cluster.start("stage1", "--weight_decay", "0.1", TORCHRUN_EXIT="3").returncode == 1
     (cluster.run / "stage1/checkpoint-5").mkdir()
-    assert "was: --seed 1\n" in cluster.start("stage1").stderr
-    assert cluster.start("stage1", "--seed", "1").returncode == 0
+    assert "was: --weight_decay 0.1\n" in cluster.start("stage1").stderr
+    assert cluster.start("stage1", "--weight_decay", "0.1").returncode == 0
     assert cluster.trained() == ["stage1"] * 3
 
 
