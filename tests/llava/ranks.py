@@ -14,7 +14,7 @@ from llava.train.arguments import parse_arguments
 from llava.train.train import build_stage, run_stage
 from tests.llava import tiny
 
-TIMEOUT = 300  # seconds; processes that disagree would wait for each other for ever
+TIMEOUT = 600  # seconds; processes that disagree would wait for each other for ever
 REPOSITORY = Path(__file__).parents[2]
 
 

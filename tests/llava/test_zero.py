@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,13 +161,12 @@ def test_a_killed_zero3_run_ends_with_the_weights_of_an_uninterrupted_one(
         assert torch.equal(tensor, expected[name]), name
 
 
-def kill_after_a_checkpoint(arguments, folder, seconds: float = 300) -> None:
-    """SIGKILL to both ranks and their launcher at once."""
+def kill_after_a_checkpoint(arguments, folder, seconds: float = 600) -> None:
+    """SIGKILL to the launcher and its ranks, each of which has a session of its own."""
     with subprocess.Popen(
         command(arguments, ranks=2),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
         env=environment(),
         cwd=REPOSITORY,
     ) as run:
@@ -177,7 +177,10 @@ def kill_after_a_checkpoint(arguments, folder, seconds: float = 300) -> None:
                 assert time.monotonic() < deadline, "no checkpoint appeared"
                 time.sleep(0.05)
         finally:
-            os.killpg(run.pid, signal.SIGKILL)
+            ranks = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+            for pid in (run.pid, *map(int, ranks)):
+                os.kill(pid, signal.SIGKILL)
+    assert len(ranks) == 2
     assert not (folder / "trainer_state.json").exists(), "it ended before it was killed"
 
 
