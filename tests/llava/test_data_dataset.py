@@ -201,6 +201,15 @@ def test_a_large_run_is_ended_by_its_first_thousand_samples():
     seen_enough.update([bad] * 50, num_seen=50)  # 1 % of 5 050
 
 
+def test_the_share_is_of_all_processes_and_ends_all_of_them():
+    """A process that has no bad sample itself ends with the others: left alone, it would wait for them."""
+    ledger = BadSampleLedger(0.1, 20)
+    ledger.update([BadSample("r", "gone")], num_seen=4, over_processes=lambda counts: [2 * count for count in counts])
+    assert (ledger.num_bad, ledger.num_seen) == (2, 8)
+    with pytest.raises(TooManyBadSamplesError, match="3 of the first 16 samples are bad"):
+        ledger.update([], num_seen=4, over_processes=lambda counts: [1, 8])
+
+
 def test_no_bad_sample_is_allowed_at_rate_zero():
     ledger = BadSampleLedger(0.0, 1000)
     ledger.update([], num_seen=500)

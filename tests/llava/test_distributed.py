@@ -20,7 +20,8 @@ def test_two_ranks_train_as_one(llm, siglip, tmp_path):
     }
     one, two = tmp_path / "one", tmp_path / "two"
     train_alone(tiny.stage_arguments(llm, siglip, data, one, **common, per_device_train_batch_size=2))
-    launch(tiny.stage_arguments(llm, siglip, data, two, **common, per_device_train_batch_size=1))
+    told = launch(tiny.stage_arguments(llm, siglip, data, two, **common, per_device_train_batch_size=1))
+    assert "1 of 12 samples were bad and skipped" in told
     for key in ("loss_decoding", "loss_alignment"):
         assert logged(two, key) == pytest.approx(logged(one, key), rel=1e-4), key
     expected = weights(one)
