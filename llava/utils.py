@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,15 @@ def positive_int(text: str) -> int:
 def one_line(error: Exception) -> str:
     """What a command says before it exits: one line, however long the library's own message."""
     return "error: " + " ".join(str(error).split())
+
+
+@contextmanager
+def mistakes_in_one_line(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
+    """A mistake made inside, by default one in flags or files, ends the command with one line and a failing exit."""
+    try:
+        yield
+    except kinds as error:
+        sys.exit(one_line(error))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -7,7 +7,6 @@ row of DINOv2's position table, the authors' own config files) lies in OUT/relea
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", help="folder or hub id: the authors' CoMP-SigLIP or CoMP-DINOv2, or this project's")
     parser.add_argument("out", help="new folder, in the other of the two formats")
     options = parser.parse_args(arguments)
-    from llava.utils import one_line
+    from llava.utils import mistakes_in_one_line
 
-    try:
+    with mistakes_in_one_line():
         run(options.source, Path(options.out))
-    except (ValueError, OSError) as error:
-        sys.exit(one_line(error))
 
 
 def run(source: str, out: Path) -> None:

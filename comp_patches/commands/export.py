@@ -5,7 +5,6 @@ OUT is a folder that `--vision_tower comp-NAME:OUT`, `load_vision_transformer` a
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="folder or hub id of a LLaVA checkpoint of this project, any stage's")
     parser.add_argument("out", help="new folder")
     options = parser.parse_args(arguments)
-    from llava.utils import one_line
+    from llava.utils import mistakes_in_one_line
 
-    try:
+    with mistakes_in_one_line():
         run(options.checkpoint, Path(options.out))
-    except (ValueError, OSError) as error:
-        sys.exit(one_line(error))
 
 
 def run(checkpoint: str, out: Path) -> None:

@@ -4,7 +4,6 @@ A file that was counted from the same data, tokenizer and seed is kept.
 """
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -25,12 +24,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="safetensors file to write")
     parser.add_argument("--seed", type=int, default=42, help="of the mixture's draw: the training's (default: its, 42)")
     options = parser.parse_args(arguments)
-    from llava.utils import one_line
+    from llava.utils import mistakes_in_one_line
 
-    try:
+    with mistakes_in_one_line():
         run(options.data_path, options.tokenizer, options.output, options.seed)
-    except (ValueError, OSError) as error:
-        sys.exit(one_line(error))
 
 
 def run(data_path: str, tokenizer_name: str, output: str, seed: int) -> None:

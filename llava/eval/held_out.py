@@ -27,7 +27,7 @@ from llava.eval.results import summary_path, write_json, write_rows
 from llava.eval.scoring import Row, fact_hits, is_exact_match, summarise
 from llava.eval.tables import format_table, percent
 from llava.inference import get_template
-from llava.utils import one_line, positive_int
+from llava.utils import mistakes_in_one_line, positive_int
 
 # A template with roles for models that Stage I, whose `plain` has no place for a question, or nothing trained.
 QUESTION_TEMPLATE, CAPTION_TEMPLATE = "qwen_2_5", "plain"
@@ -39,10 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
     args = make_parser().parse_args(argv)
-    try:
+    with mistakes_in_one_line():
         summary = run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(one_line(error))
     sys.stdout.write(describe(summary) + "\n")
 
 

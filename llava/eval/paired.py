@@ -21,7 +21,7 @@ import numpy as np
 from llava.eval.results import read_rows, write_json
 from llava.eval.scoring import Row, is_large, row_hits
 from llava.eval.tables import percent
-from llava.utils import one_line, positive_int
+from llava.utils import mistakes_in_one_line, positive_int
 
 BOOTSTRAP_ROUNDS = 10_000
 
@@ -149,15 +149,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fixed-size", type=positive_int, default=192, help="'large' is measured against this square")
     parser.add_argument("--output", type=Path, help="also write the numbers here, as JSON")
     args = parser.parse_args(argv)
-    try:
+    with mistakes_in_one_line():
         rows_a, rows_b = read_rows(args.a), read_rows(args.b)
         if args.subset == "large":
             rows_a, rows_b = large_only(rows_a, args.fixed_size), large_only(rows_b, args.fixed_size)
         comparison = compare(rows_a, rows_b)
         if args.output:
             write_json(args.output, asdict(comparison))
-    except (ValueError, OSError) as error:
-        sys.exit(one_line(error))
     sys.stdout.write(describe(comparison) + "\n")
 
 

@@ -20,7 +20,7 @@ from llava.eval.report_page import report_page, word_map_figures
 from llava.eval.results import REPORT_NAME
 from llava.eval.run_results import RunResults, kind_table, read_run, stage_table
 from llava.eval.tables import format_table
-from llava.utils import one_line, write_text
+from llava.utils import mistakes_in_one_line, write_text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,14 +33,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--no-word-map", action="store_true", help="load no model, leave the map of words out")
     parser.add_argument("--device", help="of the model for the map of words")
     args = parser.parse_args(argv)
-    try:
+    with mistakes_in_one_line():
         results = read_run(args.run)
         sys.stdout.write(terminal_text(results) + "\n")
         folder = image_folder(results, args.data)
         word_maps = [] if args.no_word_map else list(word_map_figures(results, folder, args.device))
         write_text(args.run / REPORT_NAME, report_page(results, folder, word_maps))
-    except (ValueError, OSError) as error:
-        sys.exit(one_line(error))
     sys.stdout.write(f"\n{args.run / REPORT_NAME}\n")
 
 

@@ -24,7 +24,7 @@ from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.inference import check_model_path, decode_answer, generation_options, get_template, prompt_ids
 from llava.mm_utils import load_image
 from llava.model.builder import load_pretrained_model
-from llava.utils import one_line, positive_int
+from llava.utils import mistakes_in_one_line, positive_int
 
 
 @dataclass
@@ -80,14 +80,12 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
     args = make_parser().parse_args(argv)
-    try:
+    with mistakes_in_one_line():
         chat = start_chat(args)
         if args.prompt is not None:
             sys.stdout.write(chat.ask(args.prompt) + "\n")
         else:
             converse(chat)
-    except (ValueError, OSError) as error:
-        sys.exit(one_line(error))
 
 
 def start_chat(args: argparse.Namespace) -> Chat:

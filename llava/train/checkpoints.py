@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from llava.model.loading import ADAPTER_FILE
 from llava.model.sharding import full_shape
 from llava.train.parts import part_of
+from llava.utils import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,7 @@ def save_adapter(projector: nn.Module, config: Any, folder: str) -> None:
     weights = {
         f"model.mm_projector.{name}": tensor.detach().cpu().clone() for name, tensor in projector.state_dict().items()
     }
-    temporary = Path(folder) / f".{ADAPTER_FILE}.tmp"
-    torch.save(weights, temporary)
-    os.replace(temporary, Path(folder) / ADAPTER_FILE)
+    write_atomically(Path(folder) / ADAPTER_FILE, lambda file: torch.save(weights, file))
 
 
 def check_saved_weights(folder: str, model: nn.Module, *, adapter_only: bool) -> None:

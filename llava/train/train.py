@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from llava.train.checkpoints import check_output_dir, last_complete_checkpoint
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.parts import parse_tunable_parts, set_tunable_parts
 from llava.train.zero import prepare_zero
-from llava.utils import one_line, write_text
+from llava.utils import mistakes_in_one_line, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +37,10 @@ def main(argv: list[str] | None = None) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
-    try:
+    with mistakes_in_one_line():
         trainer, checkpoint = build_stage(*parse_arguments(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(one_line(error))
-    try:
+    with mistakes_in_one_line((TooManyBadSamplesError,)):
         run_stage(trainer, checkpoint)
-    except TooManyBadSamplesError as error:
-        sys.exit(one_line(error))
     if torch.distributed.is_initialized():  # else some backends abort after the work is done
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from llava.utils import one_line, positive_int, write_atomically, write_text
+from llava.utils import mistakes_in_one_line, one_line, positive_int, write_atomically, write_text
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "x", "²"])
@@ -19,6 +19,20 @@ def test_a_positive_whole_number_is_read():
 
 def test_an_error_of_many_lines_is_told_in_one():
     assert one_line(ValueError("  a\n b\n\n\tc ")) == "error: a b c"
+
+
+@pytest.mark.parametrize(("kinds", "error"), [([], ValueError), ([], FileNotFoundError), ([(KeyError,)], KeyError)])
+def test_a_mistake_ends_the_command_with_its_line(kinds, error):
+    with pytest.raises(SystemExit) as end, mistakes_in_one_line(*kinds):
+        raise error("a\nb")
+    assert str(end.value.code).startswith("error: ")
+    assert "\n" not in str(end.value.code)
+
+
+@pytest.mark.parametrize(("kinds", "error"), [([], KeyError), ([(KeyError,)], ValueError)])
+def test_another_error_keeps_its_traceback(kinds, error):
+    with pytest.raises(error), mistakes_in_one_line(*kinds):
+        raise error("a")
 
 
 def test_a_text_is_written_into_a_new_folder_for_everyone_to_read(tmp_path):
