@@ -4,13 +4,10 @@ The tower's output is AFTER `rms_norm`: `Aimv2VisionModel(...).last_hidden_state
 has a sin-cos embedding in place of a learned one.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from comp_patches.families.base import Family, Source, common_fields, flatten_patches, vision_part
+from comp_patches.families.base import Family, Source, common_fields, flatten_patches, vision_part, without_batch
 from comp_patches.families.clip import CLIP_MEAN, CLIP_STD
 from comp_patches.vision_config import VisionTransformerConfig
 
@@ -69,11 +66,6 @@ def names(config: VisionTransformerConfig) -> dict[str, Source]:
     }
 
 
-def positions(pieces: Sequence[Tensor]) -> Tensor:
-    """(R*C, D) of a table that is stored as (1, R*C, D)."""
-    return pieces[0][0]
-
-
 def apple_names(config: VisionTransformerConfig) -> dict[str, Source]:
     """Our names -> those of Apple's own files, where fc1 is the gate, fc3 what it gates."""
     layer = "trunk.blocks.{}"
@@ -81,7 +73,7 @@ def apple_names(config: VisionTransformerConfig) -> dict[str, Source]:
         "patch_embedding.weight": Source(("preprocessor.patchifier.proj.weight",), flatten_patches),
         "patch_embedding.bias": Source(("preprocessor.patchifier.proj.bias",)),
         "embedding_norm": Source(("preprocessor.patchifier.norm",)),
-        "position_embedding.weight": Source(("preprocessor.pos_embed",), positions),
+        "position_embedding.weight": Source(("preprocessor.pos_embed",), without_batch),
         "layers.{}.norm1": Source((f"{layer}.norm_1",)),
         "layers.{}.attention.qkv": Source((f"{layer}.attn.qkv",)),
         "layers.{}.attention.proj": Source((f"{layer}.attn.proj",)),

@@ -22,6 +22,11 @@ def flatten_patches(pieces: Sequence[Tensor]) -> Tensor:
     return pieces[0].flatten(1)
 
 
+def without_batch(pieces: Sequence[Tensor]) -> Tensor:
+    """Rows (k, D) that are stored as a batch of one (1, k, D)."""
+    return pieces[0][0]
+
+
 @dataclass(frozen=True)
 class Source:
     """Where one of our tensors comes from.

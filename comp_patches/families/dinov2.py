@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from comp_patches.families.base import Family, Source, common_fields, flatten_patches, vision_part
+from comp_patches.families.base import Family, Source, common_fields, flatten_patches, vision_part, without_batch
 from comp_patches.vision_config import VisionTransformerConfig
 
 _HF_DEFAULTS = {
@@ -61,11 +61,6 @@ def only_row(pieces: Sequence[Tensor]) -> Tensor:
     return pieces[0].flatten()
 
 
-def registers(pieces: Sequence[Tensor]) -> Tensor:
-    """(k, D) of tokens that are stored as (1, k, D)."""
-    return pieces[0][0]
-
-
 def class_position(pieces: Sequence[Tensor]) -> Tensor:
     """The class token's position (D,) of a table (1, 1 + R*C, D)."""
     return pieces[0][0, 0]
@@ -82,7 +77,7 @@ _NAMES = {
     "class_token": Source(("embeddings.cls_token",), only_row),
     "class_position": Source(("embeddings.position_embeddings",), class_position),
     "position_embedding.weight": Source(("embeddings.position_embeddings",), patch_positions),
-    "register_tokens": Source(("embeddings.register_tokens",), registers),
+    "register_tokens": Source(("embeddings.register_tokens",), without_batch),
     "layers.{}.norm1": Source(("encoder.layer.{}.norm1",)),
     "layers.{}.scale1": Source(("encoder.layer.{}.layer_scale1.lambda1",)),
     "layers.{}.norm2": Source(("encoder.layer.{}.norm2",)),
