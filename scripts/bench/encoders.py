@@ -28,6 +28,17 @@ class ViT:
     layers: int
     mlp: int
 
+    @property
+    def config_fields(self) -> dict[str, int]:
+        """Under the names that our config and transformers' SigLIP configs share."""
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "patch_size": PATCH,
+        }
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -60,16 +71,8 @@ class Setting:
 
 
 def our_tower(setting: Setting) -> PackedVisionTransformer:
-    vit = setting.vit
     config = VisionTransformerConfig(
-        family="siglip",
-        hidden_size=vit.width,
-        intermediate_size=vit.mlp,
-        num_hidden_layers=vit.layers,
-        num_attention_heads=vit.heads,
-        patch_size=PATCH,
-        image_size=384,
-        position_grid=(27, 27),
+        family="siglip", image_size=384, position_grid=(27, 27), **setting.vit.config_fields
     )
     return PackedVisionTransformer(config).to(setting.device, setting.dtype)
 
@@ -101,16 +104,8 @@ def naflex(setting: Setting) -> Run:
     """transformers' SigLIP 2 NaFlex: padded to the longest image, with a mask."""
     from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
-    vit, longest = setting.vit, max(setting.lengths)
-    config = Siglip2VisionConfig(
-        hidden_size=vit.width,
-        intermediate_size=vit.mlp,
-        num_hidden_layers=vit.layers,
-        num_attention_heads=vit.heads,
-        patch_size=PATCH,
-        num_patches=27 * 27,
-        vision_use_head=False,
-    )
+    longest = max(setting.lengths)
+    config = Siglip2VisionConfig(num_patches=27 * 27, vision_use_head=False, **setting.vit.config_fields)
     model = Siglip2VisionModel(config).to(setting.device, setting.dtype)
     pixels = setting.pixels(len(setting.grids), longest, 3 * PATCH**2)
     mask = torch.arange(longest) < torch.tensor(setting.lengths)[:, None]
@@ -170,16 +165,7 @@ def anyres(setting: Setting) -> Run:
     """LLaVA-NeXT's way: every image as crops of 384 px and a thumbnail, all through transformers' SigLIP."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    vit = setting.vit
-    config = SiglipVisionConfig(
-        hidden_size=vit.width,
-        intermediate_size=vit.mlp,
-        num_hidden_layers=vit.layers,
-        num_attention_heads=vit.heads,
-        patch_size=PATCH,
-        image_size=ANYRES_SIDE,
-        vision_use_head=False,
-    )
+    config = SiglipVisionConfig(image_size=ANYRES_SIDE, vision_use_head=False, **setting.vit.config_fields)
     model = SiglipVisionModel(config).to(setting.device, setting.dtype)
     crops = sum(anyres_crops(rows * PATCH, cols * PATCH) for rows, cols in setting.grids)
     pixels = setting.pixels(crops, 3, ANYRES_SIDE, ANYRES_SIDE)

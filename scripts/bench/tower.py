@@ -67,9 +67,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="this many layers instead")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--encoders", choices=ENCODERS, nargs="+", default=list(ENCODERS), metavar="NAME")
-    parser.add_argument(
-        "--parts", choices=("forward", "backward", "growth"), nargs="+", default=["forward", "backward", "growth"]
-    )
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--images", type=int, default=len(GRIDS), help="only the first so many images of the batch")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
