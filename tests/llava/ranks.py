@@ -5,12 +5,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from llava.train.arguments import parse_arguments
+from llava.train.checkpoints import last_complete_checkpoint
 from llava.train.train import build_stage, run_stage
 from tests.llava import tiny
 
@@ -42,6 +45,19 @@ def launch(arguments: list[str], ranks: int = 2, module: str = "llava.train.trai
     )
     assert run.returncode == 0, run.stderr[-5000:]
     return run.stderr
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen, told: Callable[[], str] = str) -> None:
+    """Until one is whole: a run that is killed in the middle of its first has nothing to continue from.
+
+    Args:
+        told: what the process wrote, for the message if it ends by itself.
+    """
+    deadline = time.monotonic() + TIMEOUT
+    while last_complete_checkpoint(str(folder), remove=False) is None:
+        assert process.poll() is None, f"the training ended by itself: {told()[-2000:]}"
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.05)
 
 
 def train_alone(arguments: list[str]) -> None:

@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
-from llava.train.checkpoints import last_complete_checkpoint
 from tests.llava import tiny
+from tests.llava.ranks import wait_for_checkpoint
 
 STEPS = 400
 
@@ -23,7 +22,7 @@ def test_a_killed_run_continues_to_the_end(llm, siglip, data, tmp_path, changes)
     command = [sys.executable, "-m", "llava.train.train_mem", *arguments]
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as first:
         try:
-            wait_for_checkpoint(out, first, log)
+            wait_for_checkpoint(out, first, log.read_text)
         finally:
             first.kill()  # SIGKILL
     assert not (out / "trainer_state.json").exists(), "it ended before it was killed"
@@ -34,12 +33,3 @@ def test_a_killed_run_continues_to_the_end(llm, siglip, data, tmp_path, changes)
     assert state["global_step"] == STEPS
     steps = [entry["step"] for entry in state["log_history"] if "loss" in entry]
     assert steps == list(range(1, STEPS + 1)), "every step once, over both processes"
-
-
-def wait_for_checkpoint(out, process, log, seconds: float = 300) -> None:
-    """Until one is whole: killed in the middle of the first, there would be nothing to continue from."""
-    deadline = time.monotonic() + seconds
-    while last_complete_checkpoint(str(out), remove=False) is None:
-        assert process.poll() is None, f"the training ended by itself: {log.read_text()[-2000:]}"
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.05)

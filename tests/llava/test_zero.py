@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from tests.llava.ranks import (
     logged,
     save_mixed_data,
     train_alone,
+    wait_for_checkpoint,
     weights,
 )
 
@@ -161,7 +161,7 @@ def test_a_killed_zero3_run_ends_with_the_weights_of_an_uninterrupted_one(
         assert torch.equal(tensor, expected[name]), name
 
 
-def kill_after_a_checkpoint(arguments, folder, seconds: float = 600) -> None:
+def kill_after_a_checkpoint(arguments, folder) -> None:
     """SIGKILL to the launcher and its ranks, each of which has a session of its own."""
     with subprocess.Popen(
         command(arguments, ranks=2),
@@ -170,12 +170,8 @@ def kill_after_a_checkpoint(arguments, folder, seconds: float = 600) -> None:
         env=environment(),
         cwd=REPOSITORY,
     ) as run:
-        deadline = time.monotonic() + seconds
         try:
-            while not list(folder.glob("checkpoint-*/trainer_state.json")):
-                assert run.poll() is None, "it ended by itself"
-                assert time.monotonic() < deadline, "no checkpoint appeared"
-                time.sleep(0.05)
+            wait_for_checkpoint(folder, run)
         finally:
             ranks = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
             for pid in (run.pid, *map(int, ranks)):
