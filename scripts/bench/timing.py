@@ -1,6 +1,7 @@
 """Times and peak memory of several ways to do one thing, comparable because they are taken in turns in one run."""
 
 import multiprocessing
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,19 @@ import torch
 from rich.progress import track
 
 Run = Callable[[], None]
+
+
+def machine() -> str:
+    """What ran: torch's version, the GPU or the CPU by name, and the threads."""
+    return f"torch {torch.__version__}, {_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")  # Linux's platform.processor() is empty
+    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
 
 
 def best_seconds(runs: dict[str, Run], rounds: int, title: str) -> dict[str, float]:

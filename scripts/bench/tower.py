@@ -5,14 +5,13 @@ there is one.
 """
 
 import argparse
-import platform
 from dataclasses import replace
 
 import torch
 from encoders import ENCODERS, Setting, ViT
 from rich.console import Console
 from rich.table import Table
-from timing import best_seconds, peak_megabytes
+from timing import best_seconds, machine, peak_megabytes
 
 GRIDS = (
     *((16, 16), (16, 24), (20, 28), (24, 24), (24, 32), (28, 40), (32, 32), (34, 44)),
@@ -76,8 +75,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     console = Console(width=140)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}"
-    console.print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads")
+    console.print(machine())
     for vit in (VITS[name] for name in args.vit):
         vit = replace(vit, layers=args.layers or vit.layers)
         setting = Setting(vit, GRIDS[: args.images], getattr(torch, args.dtype), device, backward=False)
