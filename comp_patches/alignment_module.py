@@ -7,19 +7,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from comp_patches.alignment_loss import align
+from comp_patches.alignment_loss import align, check_prototypes
 from comp_patches.alignment_targets import TargetRule
 from comp_patches.cosine_scores import cosine_scores
 from comp_patches.word_prior import fit_prior, load_prior
 
 
 class AlignmentLoss(nn.Module):
-    """Pools a sample's visual tokens over all its images and compares them with its text. No weights of its own.
+    """Pools a sample's visual tokens over all its images and compares them with its text.
+
+    Without weights of its own, but for `prototypes="learnable"`: then V prototypes (V, H) take the place of the word
+    embeddings, start as random directions, and train with the rest. They stand for no words, so their prior is uniform.
 
     Args:
         prior: file made by `python -m comp_patches.word_prior`, or None for a uniform prior.
         vocab_size: the model's V; a prior that does not fit it is refused here, before the first step.
-        temperature, epsilon, iterations, mode, row_strength, prior_temperature: as in `alignment_loss`.
+        hidden_size: the LLM's H; needed for learnable prototypes.
+        temperature, epsilon, iterations, mode, row_strength, prior_temperature, prototypes: as in `alignment_loss`.
     """
 
     def __init__(
@@ -27,14 +31,17 @@ class AlignmentLoss(nn.Module):
         *,
         prior: str | None = None,
         vocab_size: int | None = None,
+        hidden_size: int | None = None,
         temperature: float = 0.005,
         epsilon: float = 0.005,
         iterations: int = 3,
         mode: str = "prior_softmax",
         row_strength: float = 1.0,
         prior_temperature: float = 0.05,
+        prototypes: str = "word_embeddings",
     ):
         super().__init__()
+        check_prototypes(prototypes)
         self.temperature = temperature
         self.rule = TargetRule(mode, epsilon, iterations, row_strength, prior_temperature)
         # Not a buffer: casting the model to bf16 must not round it, and meta initialisation must not lose it.
@@ -42,6 +49,9 @@ class AlignmentLoss(nn.Module):
         self._prior: Tensor | None = None
         if self._file_prior is not None and vocab_size is not None:
             self._prior = fit_prior(self._file_prior, vocab_size)
+        self.prototypes = None
+        if prototypes == "learnable":
+            self.prototypes = random_directions(vocab_size, hidden_size)
 
     def forward(
         self,
@@ -59,22 +69,23 @@ class AlignmentLoss(nn.Module):
             visual_sample: (T,) int64, the sample each token belongs to.
             text_features: (S, H), not normalised.
             text_valid: (S,) bool, False where a sample has no text.
-            word_embeddings: (V, H).
+            word_embeddings: (V, H); not looked at where prototypes are learnable.
             num_samples: S.
         """
+        prototypes = word_embeddings.detach() if self.prototypes is None else self.prototypes
         visual, tokens_per_sample = pool_by_sample(visual_tokens, visual_sample, num_samples)
         valid = text_valid & (tokens_per_sample > 0)
-        loss, target = align(
+        loss, entropy = align(
             visual,
             text_features,
-            word_embeddings,
-            self._prior_for(word_embeddings),
+            prototypes,
+            self._prior_for(prototypes),
             self.rule,
             temperature=self.temperature,
             valid=valid,
-            group=self._group(),
+            group=processes_of(self),
         )
-        entropy = torch.special.entr(target).sum(dim=-1).masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
+        entropy = entropy.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
         return {"alignment": loss, "alignment_target_entropy": entropy, "alignment_samples": valid.sum()}
 
     @torch.no_grad()
@@ -82,7 +93,7 @@ class AlignmentLoss(nn.Module):
         """(T, H), (V, H) -> (T, V), float32 or wider: the cosines by which the loss sees what a feature says."""
         tokens = visual_tokens.to(torch.promote_types(visual_tokens.dtype, torch.float32))
         tokens = nn.functional.normalize(tokens, dim=-1)
-        return cosine_scores(tokens, tokens[:0], word_embeddings)[0]
+        return cosine_scores(tokens, word_embeddings)[0]
 
     def _prior_for(self, word_embeddings: Tensor) -> Tensor | None:
         if self._file_prior is None:
@@ -91,11 +102,18 @@ class AlignmentLoss(nn.Module):
             self._prior = fit_prior(self._file_prior, word_embeddings.shape[0]).to(word_embeddings.device)
         return self._prior
 
-    def _group(self) -> dist.ProcessGroup | None:
-        """All processes while training: the loss is the global micro-batch's. Every process calls every time."""
-        if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            return dist.group.WORLD
-        return None
+
+def processes_of(loss: nn.Module) -> dist.ProcessGroup | None:
+    """All of them while training: a loss is the global micro-batch's. Every process calls every time."""
+    if loss.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return dist.group.WORLD
+    return None
+
+
+def random_directions(number: int, width: int) -> nn.Parameter:
+    """(number, width) rows of about unit length, the same on every process, however much each has drawn before."""
+    generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
+    return nn.Parameter(torch.randn(number, width, generator=generator) / width**0.5)
 
 
 def pool_by_sample(visual_tokens: Tensor, visual_sample: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:

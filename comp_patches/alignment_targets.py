@@ -11,6 +11,10 @@ from torch import Tensor
 
 MODES = ("prior_softmax", "sinkhorn")
 
+# What is worked on at a time, so that passes over it stay in the caches and temporaries small.
+SAMPLES_AT_A_TIME = 8  # of whole rows (V,)
+WORDS_AT_A_TIME = 8192  # of whole columns (B,)
+
 
 @dataclass(frozen=True)
 class TargetRule:
@@ -44,54 +48,78 @@ class TargetRule:
 @torch.no_grad()
 def target_distribution(
     scores: Tensor, prior: Tensor | None, rule: TargetRule, valid: Tensor, group: dist.ProcessGroup | None
-) -> Tensor:
-    """Q_t (B, V), each row a distribution over the words.
+) -> tuple[Tensor, Tensor]:
+    """Q_t (B, V), each row a distribution over the words, and the entropy (B,) of each in nats.
 
     Args:
-        scores: (B, V) cosines.
+        scores: (B, V) cosines. Q_t is written over them.
         prior: (V,) or None for a uniform one; rows of exactly 0 get no mass.
         rule: the settings.
         valid: (B,) bool; the others have no say in the marginals.
         group: processes whose samples share `sinkhorn`'s marginals.
     """
-    logits = scores / rule.epsilon
-    no_word = torch.zeros_like(scores[:0].sum(dim=0)) if prior is None else torch.where(prior > 0, 0.0, -torch.inf)
-    bias = no_word
+    bias = not_a_word(prior, scores)
     if rule.mode == "sinkhorn":
-        log_prior = no_word if prior is None else torch.log(prior / prior.sum())
-        bias = no_word + _row_scaling(logits + no_word, log_prior, rule, valid, group)
+        bias = bias + _log_row_scaling(scores, prior, rule, valid, group)
     elif prior is not None:  # log softmax(prior / prior_temperature) but for a constant, which the softmax drops
-        bias = no_word + rule.iterations * prior / rule.prior_temperature
-    return torch.softmax(logits + bias, dim=-1)
+        bias = bias + rule.iterations * prior / rule.prior_temperature
+    entropies = []
+    for rows in scores.split(SAMPLES_AT_A_TIME):
+        log_target = torch.add(bias, rows, alpha=1 / rule.epsilon).log_softmax(dim=-1)
+        torch.exp(log_target, out=rows)
+        entropies.append(-(rows * log_target).sum(dim=-1))
+    return scores, torch.cat(entropies)
 
 
-def _row_scaling(
-    logits: Tensor, log_prior: Tensor, rule: TargetRule, valid: Tensor, group: dist.ProcessGroup | None
+def not_a_word(prior: Tensor | None, scores: Tensor) -> Tensor:
+    """(V,) to be added to logits: 0, and so low where the prior is 0 that no mass is left.
+
+    Finite: 0 times the logarithm of no mass must be 0.
+    """
+    if prior is None:
+        return scores.new_zeros(scores.shape[-1])
+    return torch.zeros_like(prior).masked_fill(prior <= 0, torch.finfo(prior.dtype).min / 4)
+
+
+def _log_row_scaling(
+    scores: Tensor, prior: Tensor | None, rule: TargetRule, valid: Tensor, group: dist.ProcessGroup | None
 ) -> Tensor:
-    """log u (V,) of Sinkhorn-Knopp: u = (p / K v)^r, v = 1 / K^T u, with K = exp(logits).
+    """log u (V,) of Sinkhorn-Knopp: u = (p / K v)^r, v = 1 / K^T u, with K = exp(scores / epsilon).
 
     The samples' marginal 1 / B and a prior's scale are constant factors, which the final softmax drops.
     """
-    log_u = torch.zeros_like(log_prior)
-    log_v = torch.zeros_like(logits[:, 0])
+    no_word = not_a_word(prior, scores)
+    log_prior = 0.0 if prior is None else torch.where(prior > 0, prior.log(), 0.0)
+    log_u = torch.zeros_like(no_word)
+    log_v = scores.new_zeros(len(scores))
     for _ in range(rule.iterations):
         log_v = log_v.masked_fill(~valid, -torch.inf)
-        log_mass = _logsumexp_over_samples(logits + log_v[:, None], group)
-        # A word that no sample can reach (prior 0, or no sample anywhere) keeps scaling 1.
-        reached = log_mass.isfinite() & log_prior.isfinite()
-        log_u = torch.where(reached, rule.row_strength * (log_prior - log_mass), 0.0)
-        log_v = -torch.logsumexp(logits + log_u, dim=-1)
+        log_mass = _logsumexp_over_processes(_logsumexp_over_samples(scores, rule.epsilon, log_v), group)
+        # Where no sample is valid on any process, there is no mass to scale.
+        log_u = torch.where(log_mass.isfinite(), rule.row_strength * (log_prior - log_mass), 0.0)
+        log_v = -_logsumexp_over_words(scores, rule.epsilon, log_u + no_word)
     return log_u
 
 
-def _logsumexp_over_samples(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """(B, V) -> (V,) over the samples of every process in the group: a maximum and a sum are exchanged."""
-    nothing = torch.full_like(logits[:0].sum(dim=0), -torch.inf)
-    largest = torch.cat((logits, nothing[None])).amax(dim=0)  # a process may have no sample
-    if group is not None:
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group)
+def _logsumexp_over_words(scores: Tensor, epsilon: float, bias: Tensor) -> Tensor:
+    """(B, V), (V,) -> (B,)."""
+    parts = scores.split(SAMPLES_AT_A_TIME)
+    return torch.cat([torch.add(bias, rows, alpha=1 / epsilon).logsumexp(dim=-1) for rows in parts])
+
+
+def _logsumexp_over_samples(scores: Tensor, epsilon: float, bias: Tensor) -> Tensor:
+    """(B, V), (B,) -> (V,); -inf where there is no sample."""
+    parts = scores.split(WORDS_AT_A_TIME, dim=1)
+    return torch.cat([torch.add(bias[:, None], words, alpha=1 / epsilon).logsumexp(dim=0) for words in parts])
+
+
+def _logsumexp_over_processes(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """(V,) of each process -> (V,) of all: a maximum and a sum are exchanged."""
+    if group is None:
+        return own
+    largest = own.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group)
     reference = torch.where(largest.isfinite(), largest, 0.0)
-    total = torch.exp(logits - reference).sum(dim=0)
-    if group is not None:
-        dist.all_reduce(total, dist.ReduceOp.SUM, group)
-    return torch.log(total) + reference
+    total = torch.exp(own - reference)
+    dist.all_reduce(total, dist.ReduceOp.SUM, group)
+    return total.log() + reference

@@ -1,61 +1,47 @@
 """Cosines between a few features and a whole vocabulary, without a copy of the vocabulary.
 
-R = rows of features, H = width, V = vocabulary.
+R = rows of features, H = width, V = vocabulary. W (V, H) may be of any float dtype; everything is computed in the
+features' own. Nothing here is seen by autograd: who needs gradients multiplies back with `weighted_sum_of_words`.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-# Rows of W that are held in the features' dtype at a time where W is stored in a narrower one: 29 MB at H = 896.
-ROWS_AT_A_TIME = 8192
+# Rows of W at a time: few enough that a chunk is in the caches for norm and product, or for widening and product.
+ROWS_AT_A_TIME = 2048
 
 
-def cosine_scores(features: Tensor, fixed: Tensor, word_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of two sets of normalised features from one pass over W.
-
-    Args:
-        features: (R, H) normalised; gets gradients.
-        fixed: (S, H) normalised; gets none.
-        word_embeddings: W (V, H), any float dtype; gets none. A zero row scores 0.
+@torch.no_grad()
+def cosine_scores(features: Tensor, word_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of normalised features (R, H) by one pass over W.
 
     Returns:
-        (R, V) and (S, V) in the features' dtype.
+        The cosines (R, V), and 1 / |W_i| (V,), which made them such: 0 for a row of zeros, whose scores are 0.
     """
-    return _CosineScores.apply(features, fixed, word_embeddings.detach())
+    scores = features.new_empty(len(features), len(word_embeddings))
+    inverse_norms = features.new_empty(len(word_embeddings))
+    products = features.new_empty(ROWS_AT_A_TIME, len(features))
+    for rows, words in _chunks(word_embeddings, features.dtype):
+        norms = torch.linalg.vector_norm(words, dim=-1)
+        inverse_norms[rows] = torch.where(norms > 0, 1 / norms, 0.0)
+        # W's side first is the faster product on a CPU; written with out= it keeps its dtype under autocast.
+        chunk = torch.mm(words, features.T, out=products[: len(words)])
+        torch.mul(chunk.T, inverse_norms[rows], out=scores[:, rows])
+    return scores, inverse_norms
 
 
-class _CosineScores(torch.autograd.Function):
-    """Autograd would keep, in the backward pass, W in the features' dtype; this keeps W itself and its row norms."""
-
-    @staticmethod
-    def forward(ctx, features: Tensor, fixed: Tensor, word_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        stacked = torch.cat((features, fixed))
-        scores = stacked.new_empty(stacked.shape[0], word_embeddings.shape[0])
-        inverse_norms = stacked.new_empty(word_embeddings.shape[0])
-        for rows in _chunks(word_embeddings, stacked.dtype):
-            words = word_embeddings[rows].to(stacked.dtype)
-            norms = torch.linalg.vector_norm(words, dim=-1)
-            inverse_norms[rows] = torch.where(norms > 0, 1 / norms, 0.0)
-            scores[:, rows] = (stacked @ words.T) * inverse_norms[rows]
-        ctx.save_for_backward(word_embeddings, inverse_norms)
-        of_features, of_fixed = scores.split((features.shape[0], fixed.shape[0]))
-        of_features, of_fixed = of_features.clone(), of_fixed.clone()
-        ctx.mark_non_differentiable(of_fixed)
-        return of_features, of_fixed
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_scores: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        word_embeddings, inverse_norms = ctx.saved_tensors
-        grad_features = grad_scores.new_zeros(grad_scores.shape[0], word_embeddings.shape[1])
-        for rows in _chunks(word_embeddings, grad_scores.dtype):
-            scaled = grad_scores[:, rows] * inverse_norms[rows]
-            grad_features.addmm_(scaled, word_embeddings[rows].to(grad_scores.dtype))
-        return grad_features, None, None
+@torch.no_grad()
+def weighted_sum_of_words(weights: Tensor, word_embeddings: Tensor) -> Tensor:
+    """(R, V) -> (R, H): sum_i weights[:, i] W_i."""
+    total = weights.new_zeros(word_embeddings.shape[1], len(weights))
+    for rows, words in _chunks(word_embeddings, weights.dtype):
+        total.addmm_(words.T, weights[:, rows].T)
+    return total.T
 
 
-def _chunks(word_embeddings: Tensor, dtype: torch.dtype) -> list[slice]:
-    num_rows = word_embeddings.shape[0]
-    step = num_rows if word_embeddings.dtype == dtype else ROWS_AT_A_TIME
-    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+def _chunks(word_embeddings: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    for start in range(0, len(word_embeddings), ROWS_AT_A_TIME):
+        rows = slice(start, start + ROWS_AT_A_TIME)
+        yield rows, word_embeddings[rows].to(dtype)

@@ -1,4 +1,4 @@
-"""Registers the method with `llava`: towers, the adapter, the alignment loss. The entry points of pyproject.toml."""
+"""Registers the method with `llava`: towers, the adapter, the losses. The entry points of pyproject.toml."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from comp_patches.adapter import DownsampleMLP
 from comp_patches.alignment_module import AlignmentLoss
+from comp_patches.contrastive_loss import ContrastiveLoss
 from comp_patches.image_processor import NativeImageProcessor
 from comp_patches.towers import (
     TOWERS,
@@ -91,5 +92,6 @@ def register_projectors(registry) -> None:
 
 
 def register_auxiliary_losses(registry) -> None:
-    """`alignment`."""
+    """`alignment` and, to compare it with, `contrastive`."""
     registry.register("alignment", AlignmentLoss)
+    registry.register("contrastive", ContrastiveLoss)

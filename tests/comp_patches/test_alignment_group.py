@@ -1,6 +1,6 @@
-"""The loss over several processes equals the loss of all their samples in one."""
+"""Each loss over several processes equals the loss of all their samples in one."""
 
-from itertools import product
+from datetime import timedelta
 
 import pytest
 import torch
@@ -9,48 +9,70 @@ import torch.multiprocessing as mp
 from torch.testing import assert_close
 
 from comp_patches.alignment_loss import alignment_loss
+from comp_patches.contrastive_loss import contrastive_loss
 from tests.comp_patches.test_alignment_loss import random_features
 
-CASES = list(product(("sinkhorn", "prior_softmax"), ([4, 2], [6, 0])))  # the second rank may have no sample
+PATIENCE = 240  # seconds; processes that disagree about a collective would wait for each other for ever
+SPLITS = {2: ([4, 2], [6, 0], [0, 0]), 4: ([3, 1, 0, 2], [0, 0, 5, 1], [1, 1, 1, 1])}  # samples of each process
+LOSSES = {
+    "prior_softmax": alignment_loss,
+    "sinkhorn": lambda *features, **group: alignment_loss(*features, mode="sinkhorn", **group),
+    "learnable prototypes": lambda *features, **group: alignment_loss(*features, prototypes="learnable", **group),
+    "contrastive": lambda visual, text, *_, **group: contrastive_loss(visual, text, temperature=0.1, **group),
+}
 
 
-def one_rank(rank: int, store: str, queue) -> None:
-    """All cases on one of two processes: puts (rank, [(loss, gradient), ...])."""
+def value_and_gradients(name, visual, text, words, prior, **group):
+    """The loss, its gradient with respect to visual features (B, H), and to prototypes (V, H)."""
+    visual, words = visual.clone().requires_grad_(), words.clone().requires_grad_()
+    loss = LOSSES[name](visual, text, words, prior, **group)
+    loss.backward()
+    of_words = torch.zeros_like(words) if words.grad is None else words.grad
+    return loss.item(), visual.grad.tolist(), of_words.tolist()
+
+
+def one_rank(rank: int, world_size: int, store: str, queue) -> None:
+    """Every loss with every split on one of several processes: puts (rank, {(name, number of split): ...})."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    results = []
-    for mode, splits in CASES:
-        visual, text, words, prior = random_features(sum(splits))
-        visual, text = visual.split(splits)[rank].clone().requires_grad_(), text.split(splits)[rank]
-        loss = alignment_loss(visual, text, words, prior, mode=mode, group=dist.group.WORLD)
-        loss.backward()
-        results.append((loss.item(), visual.grad.tolist()))
+    timeout = timedelta(seconds=PATIENCE)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world_size, timeout=timeout)
+    results = {}
+    for name in LOSSES:
+        for number, splits in enumerate(SPLITS[world_size]):
+            visual, text, words, prior = random_features(sum(splits))
+            own = (visual.split(splits)[rank], text.split(splits)[rank])
+            results[name, number] = value_and_gradients(name, *own, words, prior, group=dist.group.WORLD)
     queue.put((rank, results))
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory):
-    """Per rank, per case: loss and gradient."""
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    workers = mp.spawn(one_rank, args=(str(tmp_path_factory.mktemp("gloo") / "store"), queue), nprocs=2, join=False)
-    results = dict(queue.get(timeout=300) for _ in range(2))
-    while not workers.join():
+@pytest.fixture(scope="module", params=sorted(SPLITS))
+def processes(request, tmp_path_factory):
+    """By rank: what `one_rank` put."""
+    world_size = request.param
+    queue = mp.get_context("spawn").Queue()
+    store = str(tmp_path_factory.mktemp("gloo") / "store")
+    workers = mp.spawn(one_rank, args=(world_size, store, queue), nprocs=world_size, join=False, daemon=True)
+    results = dict(queue.get(timeout=PATIENCE) for _ in range(world_size))
+    while not workers.join(timeout=PATIENCE):
         pass
-    return results
+    return [results[rank] for rank in range(world_size)]
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{mode}-{splits}" for mode, splits in CASES])
-def test_the_loss_does_not_depend_on_how_samples_are_split_over_processes(on_two_ranks, case):
-    mode, splits = CASES[case]
-    visual, text, words, prior = random_features(sum(splits))
-    visual.requires_grad_()
-    whole = alignment_loss(visual, text, words, prior, mode=mode)
-    whole.backward()
-    for rank in range(2):
-        loss, grad = on_two_ranks[rank][case]
-        assert_close(loss, whole.item(), rtol=1e-9, atol=1e-9)
-        averaged = torch.tensor(grad, dtype=torch.float64).reshape(-1, 16) / 2
-        assert_close(averaged, visual.grad.split(splits)[rank], rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("number", range(3))
+def test_the_loss_does_not_depend_on_how_samples_are_split_over_processes(processes, name, number):
+    """Each process returns the whole's loss, and their *averaged* gradients are the whole's."""
+    world_size = len(processes)
+    splits = SPLITS[world_size][number]
+    whole, of_visual, of_words = value_and_gradients(name, *random_features(sum(splits)))
+    assert (whole == 0) == (sum(splits) == 0)
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    averaged = torch.zeros(200, 16, dtype=torch.float64)
+    for rank, own_of_visual in enumerate(torch.tensor(of_visual, dtype=torch.float64).reshape(-1, 16).split(splits)):
+        loss, grad, grad_words = processes[rank][name, number]
+        assert_close(loss, whole, **close)
+        assert_close(torch.tensor(grad, dtype=torch.float64).reshape(-1, 16) / world_size, own_of_visual, **close)
+        averaged += torch.tensor(grad_words, dtype=torch.float64) / world_size
+    assert_close(averaged, torch.tensor(of_words, dtype=torch.float64), **close)
