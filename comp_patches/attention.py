@@ -67,8 +67,8 @@ def _block_mask(bounds: Tensor, device: torch.device | str):
     key_blocks = (low[:, None] + torch.arange(len(first))).clamp(max=len(first) - 1)
     on_device = segment.to(device, non_blocking=True)
     return BlockMask.from_kv_blocks(
-        count.int()[None, None].to(device),
-        key_blocks.int()[None, None].to(device),
+        count.int()[None, None].to(device, non_blocking=True),
+        key_blocks.int()[None, None].to(device, non_blocking=True),
         BLOCK_SIZE=FLEX_BLOCK,
         mask_mod=lambda batch, head, q, k: on_device[q] == on_device[k],
         seq_lengths=(tokens, tokens),

@@ -114,9 +114,12 @@ class CompVisionModel(PreTrainedModel):
             return CompVisionOutput(last_hidden_state=features)
         maps = feature_maps(features, grids, self.config.merge_size)
         if layout == "maps":
-            return CompVisionOutput(last_hidden_state=maps)
-        padded = pad_sequence([each.flatten(0, 1) for each in maps], batch_first=True)
-        lengths = torch.tensor([each.shape[0] * each.shape[1] for each in maps], device=features.device)
+            output = CompVisionOutput()
+            output["last_hidden_state"] = maps  # the constructor takes an empty list for no value
+            return output
+        rows = [each.flatten(0, 1) for each in maps]
+        padded = pad_sequence(rows, batch_first=True) if rows else features.reshape(0, 0, self.config.hidden_size)
+        lengths = torch.tensor([len(each) for each in rows], device=features.device)
         mask = torch.arange(padded.shape[1], device=features.device) < lengths[:, None]
         return CompVisionOutput(last_hidden_state=padded, attention_mask=mask)
 
@@ -139,6 +142,11 @@ class CompVisionModel(PreTrainedModel):
         state_dict = self.state_dict() if state_dict is None else state_dict
         unprefixed = {name.removeprefix("tower."): tensor for name, tensor in state_dict.items()}
         super().save_pretrained(save_directory, state_dict=unprefixed, **kwargs)
+
+    def set_attn_implementation(self, attn_implementation: str, **_: Any) -> None:
+        """Change the tower's attention backend, as for any model of transformers."""
+        self.tower.config = self.tower.config.with_overrides({"attn_implementation": attn_implementation})
+        self.config.attn_implementation = attn_implementation
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str, **_: Any) -> str:
         return attn_implementation  # a name of the tower's own backends, which the tower checks

@@ -163,7 +163,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
         values = np.asarray(image).astype(np.int64)
-        values = values >> 8 if values.size and values.max() > 255 else values
+        is_deep = image.mode != "I" or values.max(initial=0) > 255  # 32-bit files hold 8 bits as well as 16
+        values = values >> 8 if is_deep else values
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

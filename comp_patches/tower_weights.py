@@ -32,14 +32,18 @@ def read_tower_weights(
         for ours, source in family.sources(config).items()
     }
     wanted = {key for source in sources.values() for key in source.keys}
-    report = _compare(files, wanted, _known(family, config), prefix)
+    report = _compare(files, wanted, {prefix + key for key in _all_keys(family, config)}, family.ignored, prefix)
     level = logging.WARNING if report.missing or report.unexpected else logging.INFO
     logger.log(level, "%s tower from %s, keys under %r\n%s", config.family, path, prefix, report.table(len(prefix)))
     if report.missing:
         only_positions = {ours for ours, source in sources.items() if set(source.keys) & set(report.missing)} == {
             "position_embedding.weight"
         }
-        hint = " Has this VFM no learned positions? Then set position_embedding_kind=sincos." if only_positions else ""
+        hint = (
+            " Has this tower no learned positions? Then say which it has: position_embedding_kind=sincos, or none."
+            if only_positions
+            else ""
+        )
         raise ValueError(_missing_message(report, path) + hint)
     return {ours: source.read([files[key] for key in source.keys]) for ours, source in sources.items()}
 
@@ -87,21 +91,22 @@ def _names_of(files: Mapping[str, Tensor], families: Sequence[Family], path: Pat
     )
 
 
-def _known(family: Family, config: VisionTransformerConfig) -> set[str]:
+def _all_keys(family: Family, config: VisionTransformerConfig) -> set[str]:
     """Keys (without prefix) that the VFM has in full, whatever part of it this tower takes."""
     whole = replace(config, feature_layer=None, position_embedding_kind="learned")
-    return {key for source in family.sources(whole).values() for key in source.keys}.union(family.ignored)
+    return {key for source in family.sources(whole).values() for key in source.keys}
 
 
-def _compare(files: Iterable[str], wanted: set[str], known: set[str], prefix: str) -> Report:
+def _compare(files: Iterable[str], wanted: set[str], known: set[str], ignored: tuple[str, ...], prefix: str) -> Report:
     """Other modules of a whole model, under another prefix, are none of ours."""
     found = [key for key in files if key.startswith(prefix)]
     rest = [key for key in found if key not in wanted]
+    unused = [key for key in rest if key in known or key.removeprefix(prefix).startswith(ignored)]
     return Report(
         missing=sorted(wanted.difference(found)),
         loaded=[key for key in found if key in wanted],
-        unused=[key for key in rest if key.removeprefix(prefix).startswith(tuple(known))],
-        unexpected=[key for key in rest if not key.removeprefix(prefix).startswith(tuple(known))],
+        unused=unused,
+        unexpected=[key for key in rest if key not in unused],
     )
 
 

@@ -70,15 +70,22 @@ class VisionTransformerConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown. Known: {', '.join(map(str, choices))}.")
-        for name in ("merge_size", "rope_theta", "patch_size", "num_attention_heads"):
+        for name in ("merge_size", "rope_theta", "patch_size", "num_attention_heads", "num_hidden_layers"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} should be above 0.")
+        for name, length in (("position_grid", 2), ("image_mean", 3), ("image_std", 3)):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"{name}={getattr(self, name)} should be {length} numbers.")
+        if self.num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens={self.num_register_tokens} should be 0 or more.")
         if not isinstance(self.use_rope, bool):
             raise ValueError(f"use_rope={self.use_rope!r} should be True or False.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
             )
+        if self.position_embedding_kind == "sincos" and self.hidden_size % 4:
+            raise ValueError(f"A sin-cos embedding needs a width that is a multiple of 4, not {self.hidden_size}.")
         if self.use_rope and self.head_dim % 4:
             raise ValueError(
                 f"RoPE-2D needs a head width that is a multiple of 4, but hidden_size={self.hidden_size} over "

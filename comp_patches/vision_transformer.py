@@ -134,16 +134,19 @@ class PackedVisionTransformer(nn.Module):
         if config.embedding_norm == "before_position":
             states = self.embedding_norm(states)
         coordinates = patch_coordinates(frames, config.merge_size, states.device)
-        if config.position_embedding_kind == "learned":
+        if config.position_embedding_kind != "none":
             # "raster" repeats a bug that the released weights were trained with: rows of the embedding in raster order
             # beside patches in block order.
             raster = config.position_embedding_order == "raster" and config.merge_size > 1
             at = patch_coordinates(frames, 1, states.device) if raster else coordinates
-            states = states + self.position_embedding(at).to(states.dtype)
-        elif config.position_embedding_kind == "sincos":
-            table = sincos_position_embedding(coordinates.y, coordinates.x, config.hidden_size)
-            states = states + table.to(states.dtype)
+            states = states + self._positions(at).to(states.dtype)
         return states, coordinates
+
+    def _positions(self, at: PatchCoordinates) -> Tensor:
+        """The absolute position embedding (P, D) in float32."""
+        if self.config.position_embedding_kind == "sincos":
+            return sincos_position_embedding(at.y, at.x, self.config.hidden_size)
+        return self.position_embedding(at)
 
     def rotary_tables(self, coordinates: PatchCoordinates) -> RotaryTables | None:
         """cos and sin (P, d/2) that all layers share, or None without RoPE."""

@@ -103,6 +103,27 @@ def test_padded_features_are_the_maps_and_the_mask_says_where(saved, random_patc
         assert not padded.last_hidden_state[i][~padded.attention_mask[i]].any()
 
 
+def test_no_image_has_features_of_every_layout(saved):
+    model = AutoModel.from_pretrained(saved[0])
+    nothing = torch.empty(0, 588), torch.empty(0, 3, dtype=torch.int64)
+    assert model(*nothing).last_hidden_state.shape == (0, 48)
+    assert model(*nothing, layout="maps").last_hidden_state == []
+    padded = model(*nothing, layout="padded")
+    assert (padded.last_hidden_state.shape, padded.attention_mask.shape) == ((0, 0, 48), (0, 0))
+
+
+def test_the_attention_backend_can_be_changed_afterwards(saved, random_patches):
+    model = AutoModel.from_pretrained(saved[0], attn_implementation="sdpa")
+    expected = model(random_patches(GRIDS), GRIDS).last_hidden_state
+    model.set_attn_implementation("flex")
+    assert model.config.tower_config() == model.tower.config
+    assert model.tower.config.attn_implementation == "flex"
+    with torch.no_grad():
+        assert_close(model(random_patches(GRIDS), GRIDS).last_hidden_state, expected, atol=2e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"attn_implementation='eager' is unknown. Known: auto, sdpa"):
+        model.set_attn_implementation("eager")
+
+
 def test_an_unknown_layout_lists_the_known(saved, random_patches):
     with pytest.raises(ValueError, match=r"layout='map' is unknown. Known: packed, maps, padded"):
         AutoModel.from_pretrained(saved[0])(random_patches(GRIDS), GRIDS, layout="map")

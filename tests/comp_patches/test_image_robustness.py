@@ -117,6 +117,13 @@ def test_a_picture_looks_the_same_in_every_mode_and_format(mode, file_format):
     assert len(found["pixel_values"].unique()) == len(shades)
 
 
+def test_a_dark_picture_of_16_bits_stays_dark():
+    dark = Image.fromarray(np.full((56, 56), 200, dtype=np.uint16))  # 200 of 65 535
+    processor = NativeImageProcessor(patch_size=14)
+    black = processor(Image.new("L", (56, 56), 0))["pixel_values"]
+    assert torch.equal(processor(through_file(dark, "PNG"))["pixel_values"], black)
+
+
 def test_colours_of_a_print_jpeg_and_of_a_palette_are_kept():
     red = Image.new("RGB", (56, 56), (230, 20, 40))
     for stored, file_format, tolerance in ((red.convert("CMYK"), "JPEG", 6), (red.convert("P"), "PNG", 26)):

@@ -194,6 +194,9 @@ def test_config_survives_json():
         ("position_interpolation", "nearest", "Known: bilinear, bicubic"),
         ("position_embedding_order", "rastor", "Known: block, raster"),
         ("merge_size", 0, "merge_size=0 should be above 0"),
+        ("num_register_tokens", -1, "num_register_tokens=-1 should be 0 or more"),
+        ("image_mean", (0.5,), r"image_mean=\(0.5,\) should be 3 numbers"),
+        ("position_grid", (4, 4, 1), r"position_grid=\(4, 4, 1\) should be 2 numbers"),
         ("use_rope", "False", "use_rope='False' should be True or False"),
         ("hidden_size", 50, "not a multiple of num_attention_heads=4"),
         ("hidden_size", 40, "multiple of 4, but hidden_size=40 over 4 heads is 10"),
@@ -202,6 +205,23 @@ def test_config_survives_json():
 def test_config_refuses_what_no_tower_can_be(field, value, message):
     with pytest.raises(ValueError, match=message):
         VisionTransformerConfig(**TINY | {field: value})
+
+
+def test_sincos_positions_need_a_width_for_them():
+    odd = {"hidden_size": 42, "num_attention_heads": 1, "use_rope": False, "position_embedding_kind": "sincos"}
+    with pytest.raises(ValueError, match="multiple of 4, not 42"):
+        VisionTransformerConfig(**TINY | odd)
+
+
+@pytest.mark.parametrize("kind", ["learned", "sincos"])
+def test_raster_order_adds_the_embedding_s_rows_as_they_stand(tiny_tower, random_patches, kind):
+    rows, cols = 4, 6
+    pixels = random_patches([(1, rows, cols)])
+    towers = [tiny_tower(position_embedding_kind=kind, position_embedding_order=order) for order in ("block", "raster")]
+    in_blocks, in_raster = (t.embed(pixels, [(rows, cols)])[0] - t.patch_embedding(pixels) for t in towers)
+    order = torch.tensor([y * cols + x for y, x in naive.block_order(rows, cols, 2)])
+    assert_close(in_blocks, in_raster[order])
+    assert not torch.equal(in_blocks, in_raster)
 
 
 def test_a_config_without_its_sizes_says_which_are_missing():
