@@ -14,15 +14,15 @@ BRIDGES = ("llava_plugin.py", "hf.py", "commands", "upstream")
 
 # Inside the method, lowest first: a module imports from lower rows only.
 METHOD_LAYERS = [
-    {"grid", "packing", "checkpoint", "cosine_scores", "adapter"},
-    {"image_processor", "rope", "position_embedding", "attention", "alignment_targets", "word_prior"},
+    {"grid", "packing", "checkpoint", "cosine_scores", "adapter", "alignment_targets"},
+    {"image_processor", "rope", "position_embedding", "attention", "word_prior", "alignment_cross_entropy"},
     {"layers", "alignment_loss"},
     {"vision_config", "alignment_module"},
-    {"vision_transformer"},
+    {"vision_transformer", "contrastive_loss"},
     {"families"},
     {"tower_weights"},
     {"towers"},
-    {"export", "convert"},
+    {"export", "convert", "show_alignment"},
 ]
 
 HOST_MAY_NOT_USE = {

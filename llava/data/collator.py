@@ -37,7 +37,7 @@ class PackedCollator:
         - `pixel_values` (P, patch_dim) float32, `image_grid_thw`, N times 3 numbers, `image_sample`, N: whose image
         - where the samples bring it, the answers' text: `align_input_ids`, `align_position_ids` (1, A) int64;
           `align_cu_seqlens`, S + 1 numbers
-        - `num_samples` asked for, and those that were `bad_samples`: for the trainer's `BadSampleLedger`, not the model
+        - for the trainer, not the model: `ids` of the samples, `num_samples` asked for, the `bad_samples` among those
 
         The slots of bad samples are left out. Where all are bad, one unsupervised token stands in, so that every rank
         still runs the whole model and makes the same collective calls.
@@ -51,6 +51,7 @@ class PackedCollator:
             "pixel_values": torch.cat([sample["pixel_values"] for sample in samples]),
             "image_grid_thw": [grid for grids_of_sample in grids for grid in grids_of_sample],
             "image_sample": [number for number, grids_of_sample in enumerate(grids) for _ in grids_of_sample],
+            "ids": [sample["id"] for sample in samples],
             "num_samples": len(slots),
             "bad_samples": bad_samples,
         }
@@ -58,8 +59,9 @@ class PackedCollator:
             batch |= _pack("align_", [sample["align_input_ids"] for sample in samples])
         return batch
 
-    def _stand_in(self) -> dict[str, Tensor]:
+    def _stand_in(self) -> dict[str, str | Tensor]:
         return {
+            "id": "none",
             "input_ids": torch.zeros(1, dtype=torch.long),
             "labels": torch.full((1,), IGNORE_INDEX),
             "pixel_values": torch.zeros(0, self.patch_dim),

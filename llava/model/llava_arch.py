@@ -84,8 +84,9 @@ class LlavaMetaForCausalLM:
         return self.get_model().get_vision_tower()
 
     def add_auxiliary_loss(self, name: str, loss: nn.Module, weight: float) -> None:
-        """Let `loss` take part in training with `weight`."""
+        """Let `loss` take part in training with `weight`. Weights of its own are none of the model's: not saved."""
         self.auxiliary_losses[name] = loss
+        self._keys_to_ignore_on_save |= {f"auxiliary_losses.{name}.{key}" for key in loss.state_dict()}
         self.auxiliary_weights[name] = weight
 
     def packed_forward(

@@ -16,13 +16,14 @@ from llava.model.multimodal_encoder.base import TOWER_OPTIONS
 
 logger = logging.getLogger(__name__)
 
-# Other names -> ours. The first five are the CoMP authors' release's, the others transformers'.
+# Other names -> ours. The first five are the CoMP authors' release's, the next LLaVA-NeXT's, the others transformers'.
 RENAMED_FLAGS = {
     "loss_weight": "alignment_weight",
     "word_dist_path": "word_prior",
     "embed_temp": "alignment_temperature",
     "word_temp": "alignment_prior_temperature",
     "word_eps": "alignment_epsilon",
+    "frames_upbound": "video_frames",
     "evaluation_strategy": "eval_strategy",
     "activation_checkpointing": "gradient_checkpointing",
 }
@@ -59,20 +60,28 @@ class ModelArguments:
         default=None, metadata={"help": "block | raster; unset = the checkpoint's."}
     )
     use_alignment_loss: bool = field(default=False, metadata={"help": "Add CoMP's alignment loss (Sec. 2.3)."})
+    auxiliary_loss: str = field(
+        default="alignment", metadata={"help": "The loss that --use_alignment_loss adds: alignment | contrastive."}
+    )
     alignment_weight: float = field(default=0.05, metadata={"help": "Its weight in the total."})
     alignment_mode: str = field(default="prior_softmax", metadata={"help": "Target rule: prior_softmax | sinkhorn."})
     alignment_row_strength: float = field(
         default=1.0, metadata={"help": "sinkhorn only: 1 = the paper's equation, 0 = a plain softmax."}
     )
+    alignment_prototypes: str = field(
+        default="word_embeddings", metadata={"help": "word_embeddings | learnable (as many, of a uniform prior)."}
+    )
     alignment_temperature: float = field(default=0.005, metadata={"help": "τ, of the visual side's softmax."})
     alignment_epsilon: float = field(default=0.005, metadata={"help": "ε, of the text side."})
     alignment_prior_temperature: float = field(default=0.05, metadata={"help": "prior_softmax only: of the prior."})
-    word_prior: str | None = field(default=None, metadata={"help": "File made by python -m comp_patches.word_prior."})
+    word_prior: str | None = field(
+        default=None, metadata={"help": "File made by python -m comp_patches.word_prior; uniform = without a prior."}
+    )
 
     def __post_init__(self):
         if self.vision_tower_pretrained and not self.vision_tower:
             raise ValueError("--vision_tower_pretrained needs --vision_tower, the name of the tower it is for.")
-        if self.use_alignment_loss and self.word_prior is None:
+        if self.use_alignment_loss and self.auxiliary_loss == "alignment" and self.word_prior is None:
             raise ValueError(
                 "--use_alignment_loss needs --word_prior FILE. Make one with: python -m comp_patches.word_prior "
                 "--data_path MIXTURE --tokenizer MODEL --output FILE"
@@ -82,10 +91,16 @@ class ModelArguments:
         """The tower's own options that were set; the rest is the checkpoint's to say."""
         return {name: getattr(self, name) for name in TOWER_OPTIONS if getattr(self, name) is not None}
 
-    def alignment_options(self) -> dict[str, Any]:
-        """The options of the registered loss `alignment`."""
+    def auxiliary_options(self, config: Any) -> dict[str, Any]:
+        """The options of the registered loss `auxiliary_loss`, for an LLM of this config."""
+        if self.auxiliary_loss == "contrastive":
+            return {"temperature": self.alignment_temperature}
+        no_prior = self.word_prior == "uniform" or self.alignment_prototypes == "learnable"
         return {
-            "prior": self.word_prior,
+            "prior": None if no_prior else self.word_prior,
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "prototypes": self.alignment_prototypes,
             "mode": self.alignment_mode,
             "row_strength": self.alignment_row_strength,
             "temperature": self.alignment_temperature,
@@ -98,7 +113,7 @@ class ModelArguments:
 class DataArguments:
     """What is read, and how images and turns become tokens."""
 
-    data_path: str = field(metadata={"help": "LLaVA JSON, or a YAML mixture."})
+    data_path: str = field(metadata={"help": "Records (.json, .jsonl, .parquet, a folder), or a YAML mixture."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that record paths are relative to."})
     force_resize: str | None = field(
         default=None,
@@ -109,6 +124,7 @@ class DataArguments:
     )
     min_num_vistoken: int | None = field(default=None, metadata={"help": "Fewest visual tokens of an image."})
     max_num_vistoken: int | None = field(default=None, metadata={"help": "Most visual tokens of an image."})
+    video_frames: int = field(default=8, metadata={"help": "Frames of a video, evenly spaced; each is an image."})
     label_mask: str = field(default="answers", metadata={"help": "answers | llava (upstream's own mask)."})
     max_bad_samples: float = field(
         default=0.01, metadata={"help": "Abort when more than this share of the samples seen was bad."}
@@ -119,6 +135,8 @@ class DataArguments:
             self.force_resize = "none"
         if self.force_resize not in (None, "none", "pretrained") and not self.force_resize.isdigit():
             raise ValueError(f"--force_resize {self.force_resize!r}: expected a side in px, `pretrained` or `none`.")
+        if self.video_frames < 1:
+            raise ValueError(f"--video_frames {self.video_frames}: expected at least 1.")
         if not 0 <= self.max_bad_samples <= 1:
             raise ValueError(f"--max_bad_samples {self.max_bad_samples}: expected a share between 0 and 1.")
 
@@ -141,6 +159,9 @@ class TrainingArguments(transformers.TrainingArguments):
     gradient_checkpointing: bool = field(default=True, metadata={"help": "Trade compute for memory, tower and LLM."})
     use_cache: bool = field(
         default=True, metadata={"help": "Written into the config for generation; training has none."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log a mean in place of a loss that is no number; such a step ends the run."}
     )
     report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, ... or none."})
     warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps that warm up."})

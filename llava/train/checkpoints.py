@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava.model.loading import ADAPTER_FILE
 from llava.model.sharding import full_shape
-from llava.train.parts import part_of
+from llava.train.parts import AUXILIARY, part_of
 from llava.utils import write_atomically
 
 logger = logging.getLogger(__name__)
 
+AUXILIARY_FILE = "auxiliary_losses.safetensors"
 TRAINER_STATE = "trainer_state.json"  # the Trainer writes it last, so a checkpoint that has it whole is complete
 
 
@@ -35,12 +37,25 @@ def save_adapter(projector: nn.Module, config: Any, folder: str) -> None:
     write_atomically(Path(folder) / ADAPTER_FILE, lambda file: torch.save(weights, file))
 
 
+def save_auxiliary_losses(losses: nn.Module, folder: str) -> None:
+    """What losses have learnt (`--alignment_prototypes learnable`), for a run that continues from this checkpoint."""
+    weights = losses.state_dict()
+    if weights:
+        write_atomically(Path(folder) / AUXILIARY_FILE, lambda file: save_file(weights, file))
+
+
+def load_auxiliary_losses(losses: nn.Module, folder: str) -> None:
+    """Fill them again."""
+    if losses.state_dict():
+        losses.load_state_dict(load_file(Path(folder) / AUXILIARY_FILE))
+
+
 def check_saved_weights(folder: str, model: nn.Module, *, adapter_only: bool) -> None:
     """Look into the files that were just written: each of the model's weights must be there with its full shape."""
     expected = {
         name: full_shape(parameter)
         for name, parameter in model.named_parameters()
-        if not adapter_only or part_of(name) == "mm_mlp_adapter"
+        if part_of(name) == "mm_mlp_adapter" or not (adapter_only or part_of(name) == AUXILIARY)
     }
     found = _adapter_shapes(folder) if adapter_only else _model_shapes(folder)
     wrong = [name for name, shape in expected.items() if found.get(name) != shape]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,14 @@ from llava.data.bad_samples import BadSampleLedger
 from llava.data.sampler import ModalityLengthSampler
 from llava.model.loading import ADAPTER_FILE, load_adapter_file
 from llava.model.sharding import gathered, is_sharded
-from llava.train.checkpoints import check_saved_weights, save_adapter
-from llava.train.parts import parameter_groups
+from llava.train.checkpoints import check_saved_weights, load_auxiliary_losses, save_adapter, save_auxiliary_losses
+from llava.train.metrics import MetricsFile, Throughput, gradient_norms, peak_memory_gib
+from llava.train.parts import AUXILIARY, parameter_groups
+from llava.train.preemption import StopOnSigterm
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient is inf or nan: what follows would be lost."""
 
 
 class LLaVATrainer(Trainer):
@@ -30,7 +38,13 @@ class LLaVATrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.learning_rates = learning_rates
         self.bad_samples = bad_samples
-        self.adapter_only = list(learning_rates) == ["mm_mlp_adapter"]
+        self.adapter_only = set(learning_rates) <= {"mm_mlp_adapter", AUXILIARY}
+        self.preemption = StopOnSigterm(self._sum_over_processes)
+        self.add_callback(self.preemption)
+        self.add_callback(MetricsFile())
+        self._throughput = Throughput()
+        self._of_parts: dict[str, float | Tensor] = {}  # what each trained with at the last logged step
+        self._ids: list[str] = []  # of the step's samples
         self._named_sums: dict[str, Tensor] = {}
         self._named_steps = 0.0  # optimizer steps that the sums span
 
@@ -57,10 +71,15 @@ class LLaVATrainer(Trainer):
 
     def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], Tensor | int | None]:
         """The micro-batches of one step, with their bad samples counted over all processes and taken out."""
+        start = time.perf_counter()
         batches, num_items_in_batch = super().get_batch_samples(*args)
+        waited = time.perf_counter() - start
         bad = [sample for batch in batches for sample in batch.pop("bad_samples")]
         seen = sum(batch.pop("num_samples") for batch in batches)
+        self._ids = [sample_id for batch in batches for sample_id in batch.pop("ids")]
         self.bad_samples.update(bad, num_seen=seen, over_processes=self._sum_over_processes)
+        tokens_per_image = self.accelerator.unwrap_model(self.model).get_model().tokens_per_image
+        self._throughput.add(batches, tokens_per_image, waited=waited)
         return batches, num_items_in_batch
 
     def _sum_over_processes(self, counts: list[int]) -> list[int]:
@@ -97,19 +116,56 @@ class LLaVATrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # compute_loss above has divided where a division is due
         return super().training_step(*args, **kwargs)
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        self._note_parts(model)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Ends the run before a loss or gradient that is no number reaches the weights."""
+        if grad_norm is None:  # nothing was clipped
+            self._note_parts(model)
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        values = {f"loss_{name}": self._named_sums[name] for name in self._trained_losses()} | {"grad_norm": grad_norm}
+        wrong = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
+        if wrong:
+            raise NonFiniteError(
+                f"Step {self.state.global_step + 1}: {' and '.join(wrong)} is not finite. Its samples on this process: "
+                f"{', '.join(self._ids)}. Look at them, or lower the learning rate; the same command goes on from the "
+                "last checkpoint."
+            )
+        return grad_norm
+
+    def _note_parts(self, model: nn.Module) -> None:
+        """Of a step that will be logged: what each part trains with, before clipping and before the schedule's step."""
+        if (self.state.global_step + 1) % self.state.logging_steps == 0:
+            groups = self.optimizer.param_groups
+            rates = {f"learning_rate_{group['name'].removesuffix('_no_decay')}": group["lr"] for group in groups}
+            self._of_parts = rates | gradient_norms(model)
+
+    def _trained_losses(self) -> list[str]:
+        return ["decoding", *self.accelerator.unwrap_model(self.model).auxiliary_weights]
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds every named loss, as a mean over the steps since the last log, to the Trainer's own values."""
+        """Adds to the Trainer's own values, of the steps since the last log: every named loss as a mean, the learning
+        rate and gradient norm of each part, and how fast it went."""
         if "loss" in logs and self._named_sums:
             names = sorted(self._named_sums)
             sums = self.accelerator.reduce(torch.stack([self._named_sums[name] for name in names]), reduction="mean")
-            losses = {"decoding", *self.accelerator.unwrap_model(self.model).auxiliary_weights}
+            losses = self._trained_losses()
             for name, value in zip(names, (sums / self._named_steps).tolist(), strict=True):
                 logs[f"loss_{name}" if name in losses else name] = value
             self._named_sums, self._named_steps = {}, 0.0
+            logs |= {name: float(value) for name, value in self._of_parts.items()}
+            logs |= self._throughput.since_last(self._sum_over_processes)
+            logs["peak_memory_gib"] = peak_memory_gib()
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """LLaVA's layout: the adapter alone where nothing else trained. Every process calls."""
+        """LLaVA's layout: the adapter alone where nothing else trained. Every process calls.
+
+        A checkpoint in the middle of a run (`_internal_call`) also keeps what the losses have learnt; DeepSpeed's own
+        files have it already.
+        """
         folder = output_dir or self.args.output_dir
         if not self.adapter_only:
             super().save_model(folder, _internal_call)
@@ -120,6 +176,8 @@ class LLaVATrainer(Trainer):
                     save_adapter(projector, self.model.config, folder)
                     self.processing_class.save_pretrained(folder)
         if self.args.should_save:
+            if _internal_call and not self.is_deepspeed_enabled:
+                save_auxiliary_losses(self.model.auxiliary_losses, folder)
             check_saved_weights(folder, self.model, adapter_only=self.adapter_only)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -137,3 +195,4 @@ class LLaVATrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif os.path.isfile(adapter):
             load_adapter_file((model or self.model).get_model().mm_projector, adapter)
+        load_auxiliary_losses(self.model.auxiliary_losses, resume_from_checkpoint)

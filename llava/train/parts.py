@@ -10,11 +10,14 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
+AUXILIARY = "auxiliary_losses"  # weights of a loss, no part of the model: trained with it and never saved with it
 
 
 def part_of(name: str) -> str:
     """The part of a parameter by its LLaVA name: `model.mm_projector.0.weight` -> `mm_mlp_adapter`."""
     modules = name.split(".")
+    if AUXILIARY in modules:
+        return AUXILIARY
     if "mm_projector" in modules:
         return "mm_mlp_adapter"
     if "vision_tower" in modules:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from llava.model.loading import attach_vision, load_adapter_file, load_config, l
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor, with_weights
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpoints import check_output_dir, last_complete_checkpoint
-from llava.train.llava_trainer import LLaVATrainer
-from llava.train.parts import parse_tunable_parts, set_tunable_parts
+from llava.train.llava_trainer import LLaVATrainer, NonFiniteError
+from llava.train.parts import AUXILIARY, parse_tunable_parts, set_tunable_parts
+from llava.train.preemption import EXIT_STATUS
 from llava.train.zero import prepare_zero
 from llava.utils import mistakes_in_one_line, write_text
 
@@ -39,11 +41,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     with mistakes_in_one_line():
         trainer, checkpoint = build_stage(*parse_arguments(argv))
-    with mistakes_in_one_line((TooManyBadSamplesError,)):
+    with mistakes_in_one_line((TooManyBadSamplesError, NonFiniteError)):
         run_stage(trainer, checkpoint)
     if torch.distributed.is_initialized():  # else some backends abort after the work is done
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    if trainer.preemption.stopped:
+        sys.exit(EXIT_STATUS)
 
 
 def build_stage(
@@ -69,9 +73,10 @@ def build_stage(
     set_tunable_parts(model, parts)
     record_in_config(model.config, model_args, training_args, tokenizer)
     if model_args.use_alignment_loss:
-        options = model_args.alignment_options() | {"vocab_size": model.config.vocab_size}
-        loss = build_auxiliary_loss("alignment", **options)
-        model.add_auxiliary_loss("alignment", loss, model_args.alignment_weight)
+        name = model_args.auxiliary_loss
+        loss = build_auxiliary_loss(name, **model_args.auxiliary_options(model.config))
+        model.add_auxiliary_loss(name, loss, model_args.alignment_weight)
+        parts += [AUXILIARY] * bool(list(loss.parameters()))
 
     dataset = LLaVADataset(
         records,
@@ -81,6 +86,7 @@ def build_stage(
         conversation=conv_templates[model_args.version],
         label_mask=data_args.label_mask,
         model_max_length=training_args.model_max_length,
+        video_frames=data_args.video_frames,
         align_text=model_args.use_alignment_loss,
     )
     trainer = LLaVATrainer(
@@ -98,11 +104,14 @@ def build_stage(
 
 
 def run_stage(trainer: LLaVATrainer, checkpoint: str | None) -> None:
-    """Train to the end, then save the model and the trainer's history into the output folder."""
+    """Train to the end, then save the model and the trainer's history into the output folder. A run that SIGTERM ends
+    leaves a checkpoint instead."""
     if checkpoint is not None:
         logger.info("Continuing from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.bad_samples.log_summary()
+    if trainer.preemption.stopped:
+        return
     trainer.save_state()
     trainer.save_model()
 
@@ -158,7 +167,11 @@ def load_tokenizer(path: str, model_max_length: int) -> PreTrainedTokenizerBase:
 
 def learning_rates(parts: list[str], args: TrainingArguments) -> dict[str, float]:
     """Part -> learning rate, for the parts that train."""
-    own = {"mm_mlp_adapter": args.mm_projector_lr, "mm_vision_tower": args.mm_vision_tower_lr}
+    own = {
+        "mm_mlp_adapter": args.mm_projector_lr,
+        "mm_vision_tower": args.mm_vision_tower_lr,
+        AUXILIARY: args.mm_projector_lr,  # as fresh as the adapter
+    }
     return {part: args.learning_rate if own.get(part) is None else own[part] for part in parts}
 
 

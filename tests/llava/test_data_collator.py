@@ -56,15 +56,17 @@ def test_samples_are_found_again_in_the_row(samples, slots):
 
 
 def test_layout_by_hand():
-    def sample(ids, num_images):
+    def sample(name, ids, num_images):
         return {
+            "id": name,
             "input_ids": torch.tensor(ids),
             "labels": torch.tensor([IGNORE_INDEX, *ids[1:]]),
             "pixel_values": torch.ones(4 * num_images, PATCH_DIM),
             "image_grid_thw": torch.tensor([[1, 2, 2]] * num_images).reshape(-1, 3),
         }
 
-    batch = PackedCollator(PATCH_DIM)([sample([5, 6, 7], 2), BAD, sample([8, 9], 1)])
+    batch = PackedCollator(PATCH_DIM)([sample("a", [5, 6, 7], 2), BAD, sample("b", [8, 9], 1)])
+    assert batch["ids"] == ["a", "b"]
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert batch["labels"].tolist() == [[IGNORE_INDEX, 6, 7, IGNORE_INDEX, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]

@@ -51,7 +51,7 @@ def samples(model, llm, data):
 
 def forward(model, samples, **kwargs):
     batch = PackedCollator(PATCH_DIM)(samples)
-    del batch["bad_samples"], batch["num_samples"]
+    del batch["ids"], batch["bad_samples"], batch["num_samples"]
     return model(**batch, **kwargs)
 
 
@@ -84,7 +84,7 @@ def test_changing_one_sample_leaves_the_logits_of_the_other_alone(model, samples
 
 def forward_logits(model, samples):
     batch = PackedCollator(PATCH_DIM)(samples)
-    for key in ("bad_samples", "num_samples", "labels"):
+    for key in ("ids", "bad_samples", "num_samples", "labels"):
         del batch[key]
     return model(**batch).logits
 
@@ -94,6 +94,7 @@ def test_a_text_only_sample_is_what_transformers_computes(model, samples, llm):
     ids = samples[0]["input_ids"]
     ids = ids[ids != IMAGE_TOKEN_INDEX]
     text = {
+        "id": "text",
         "id": "text",
         "input_ids": ids,
         "labels": ids.clone().index_fill(0, torch.tensor([0]), IGNORE_INDEX),
@@ -108,6 +109,7 @@ def test_a_text_only_sample_is_what_transformers_computes(model, samples, llm):
 def test_a_batch_without_images_runs_the_tower_and_gives_it_zero_gradient(model, samples):
     ids = torch.arange(5)
     text = {
+        "id": "text",
         "input_ids": ids,
         "labels": ids.clone().index_fill(0, torch.tensor([0]), IGNORE_INDEX),
         "pixel_values": torch.zeros(0, PATCH_DIM),
