@@ -1,9 +1,11 @@
 """Word counts -> the prior of the alignment loss (CoMP Eq. 9), and the file that keeps it.
 
 p_i = max(n_i, 1) / sum_j max(n_j, 1) over the tokenizer's ids; n_i counts token i in the answers of the training data.
-Made by `python -m comp_patches.word_prior --data_path mix.yaml --tokenizer ID --output prior.safetensors`.
+Made by `python -m comp_patches.word_prior --data_path mix.yaml --tokenizer ID --output prior.safetensors`. A file that
+was counted over more rows than the tokenizer has ids (--vocab_size) makes words, seen once, of the padding rows too.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,9 +37,9 @@ def fit_prior(prior: Tensor, vocab_size: int) -> Tensor:
     return torch.nn.functional.pad(prior, (0, padding_rows))
 
 
-def save_counts(path: str | Path, counts: Tensor, *, tokenizer: str, source: str, seed: int) -> None:
-    """Write (V,) counts, with what they were counted from: `source`, drawn by `seed`."""
-    metadata = {"tokenizer": tokenizer, "vocab_size": str(len(counts)), "source": source, "seed": str(seed)}
+def save_counts(path: str | Path, counts: Tensor, *, tokenizer: str, source: str, seed: int | str, **more: str) -> None:
+    """Write (V,) counts, with what they were counted from: `source`, drawn by `seed`; and whatever `more` there is."""
+    metadata = {"tokenizer": tokenizer, "vocab_size": str(len(counts)), "source": source, "seed": str(seed)} | more
     tensors = {"counts": counts.to(torch.int64)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(path), lambda file: save_file(tensors, file, metadata=metadata))
@@ -50,7 +52,7 @@ def load_counts(path: str | Path) -> tuple[Tensor, dict[str, str]]:
             return file.get_tensor("counts"), file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"--word_prior {path} cannot be read ({error}). "
+            f"--word_prior or --merge {path} cannot be read ({error}). "
             "Make it with: python -m comp_patches.word_prior --data_path MIX --tokenizer MODEL --output FILE"
         ) from error
 
@@ -58,6 +60,32 @@ def load_counts(path: str | Path) -> tuple[Tensor, dict[str, str]]:
 def load_prior(path: str | Path) -> Tensor:
     """The prior (V,) float32 over the tokenizer's ids that a file of counts stands for."""
     return prior_from_counts(load_counts(path)[0])
+
+
+def merge_counts(paths: Sequence[str | Path]) -> tuple[Tensor, dict[str, str]]:
+    """The sum of several files' counts, and the metadata of the whole, which names all their sources and seeds.
+
+    Raises:
+        ValueError: They were counted with different tokenizers, or cover different vocabularies.
+    """
+    files = [(path, *load_counts(path)) for path in paths]
+    first_path, total, about = files[0][0], torch.zeros_like(files[0][1]), files[0][2]
+    for path, counts, found in files:
+        if "tokenizer" not in found:
+            raise ValueError(f"--merge {path} does not say which tokenizer it was counted with. Count it again.")
+        if found["tokenizer"] != about["tokenizer"]:
+            raise ValueError(
+                f"--merge {path} was counted with the tokenizer {found['tokenizer']}, but {first_path} with "
+                f"{about['tokenizer']}. Only counts of the same words can be added."
+            )
+        if len(counts) != len(total):
+            raise ValueError(
+                f"--merge {path} covers {len(counts)} tokens, but {first_path} covers {len(total)}. "
+                "Only counts of the same words can be added."
+            )
+        total += counts
+    joined = {key: " + ".join(dict.fromkeys(found[key] for *_, found in files)) for key in ("source", "seed")}
+    return total, about | joined
 
 
 if __name__ == "__main__":

@@ -1,94 +1,160 @@
 """Count the words of a data mixture's answers: `python -m comp_patches.word_prior`.
 
-A file that was counted from the same data, tokenizer and seed is kept.
+A file that was counted from the same data, tokenizer and seed is kept. A run that was stopped is continued by the same
+command: how far it came lies beside the output, in OUTPUT.partial, until it is done.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from comp_patches.word_prior import load_counts, save_counts
-
-TEXTS_AT_A_TIME = 1000
+from comp_patches.commands.word_counting import count_in_order
+from comp_patches.word_prior import load_counts, merge_counts, save_counts
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line, count, write."""
+    """Parse the command line, count or merge, write."""
+    from llava.utils import mistakes_in_one_line, positive_int
+
     parser = argparse.ArgumentParser(prog="python -m comp_patches.word_prior", description=__doc__)
-    parser.add_argument("--data_path", required=True, help="LLaVA JSON, or the YAML mixture of Stage II")
-    parser.add_argument("--tokenizer", required=True, help="folder or hub id of the LLM's tokenizer")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data_path", help="LLaVA JSON, or the YAML mixture of Stage II; needs --tokenizer")
+    source.add_argument("--merge", nargs="+", metavar="FILE", help="add these files of counts instead")
+    parser.add_argument("--tokenizer", help="folder or hub id of the LLM's tokenizer")
     parser.add_argument("--output", required=True, help="safetensors file to write")
     parser.add_argument("--seed", type=int, default=42, help="of the mixture's draw: the training's (default: its, 42)")
+    parser.add_argument("--workers", type=positive_int, default=num_cores(), help="processes (default: the cores)")
+    parser.add_argument(
+        "--vocab_size",
+        type=positive_int,
+        help="rows of the LLM's word embeddings: those beyond the tokenizer's ids count as words seen once. By default "
+        "the file covers the tokenizer's ids, and such padding rows get no mass",
+    )
     options = parser.parse_args(arguments)
-    from llava.utils import mistakes_in_one_line
+    if (options.tokenizer is None) != (options.data_path is None):
+        parser.error("--data_path and --tokenizer go together; --merge takes the tokenizer that its files name")
 
     with mistakes_in_one_line():
-        run(options.data_path, options.tokenizer, options.output, options.seed)
+        if options.merge:
+            merge(options.merge, options.output)
+        else:
+            run(
+                options.data_path,
+                options.tokenizer,
+                options.output,
+                options.seed,
+                vocab_size=options.vocab_size,
+                workers=options.workers,
+            )
 
 
-def run(data_path: str, tokenizer_name: str, output: str, seed: int) -> None:
+def num_cores() -> int:
+    """The cores that this process may use, where the system says so (Linux), else the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def merge(files: Sequence[str], output: str) -> None:
+    """Add the counts of several files."""
+    counts, about = merge_counts(files)
+    save_counts(output, counts, **{key: value for key, value in about.items() if key != "vocab_size"})
+    report(output, counts)
+
+
+def run(
+    data_path: str, tokenizer_name: str, output: str, seed: int, *, vocab_size: int | None = None, workers: int = 1
+) -> None:
     """Read the records that a training with this seed reads, count their answers' tokens, save the counts."""
-    if is_current(output, tokenizer=tokenizer_name, source=data_path, seed=str(seed)):
+    about = {"tokenizer": tokenizer_name, "source": data_path, "seed": str(seed)}
+    if is_current(output, vocab_size, **about):
         print(f"{output}: kept, counted from {data_path}")  # noqa: T201
         return
-    from rich.progress import track
     from transformers import AutoTokenizer
 
     from llava.data.mixture import load_records
 
+    data = state_of_data(data_path)
     records = load_records(data_path, seed=seed)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
-    vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
-    answers = answers_of(track(records, description="counting words"))
-    counts = count_tokens(answers, tokenizer, vocab_size)
-    save_counts(output, counts, tokenizer=tokenizer_name, source=data_path, seed=seed)
+    size, padding = rows_to_count(tokenizer, vocab_size)
+    partial = Path(f"{output}.partial")
+    # What a partial count must agree with to be continued: order and number of the records hang on the data alone.
+    begun = about | {"vocab_size": str(size), "data": data, "records": str(len(records))}
+    counts, first = counted_before(partial, size, begun)
+    if first:
+        print(f"{partial}: continued after {first} of {len(records)} records")  # noqa: T201
+    try:
+        for done, part in count_in_order(records, tokenizer, size, first=first, workers=workers):
+            counts += torch.from_numpy(part)
+            if done < len(records):
+                save_counts(partial, counts, **about, data=data, records=begun["records"], counted=str(done))
+    except KeyboardInterrupt:
+        sys.exit("stopped: the same command continues from what was counted" if partial.exists() else "stopped")
+    if state_of_data(data_path) != data:
+        raise ValueError(f"--data_path {data_path}: its files changed while they were counted. Start again.")
+    save_counts(output, counts, **about, **padding)
+    partial.unlink(missing_ok=True)
+    report(output, counts)
+
+
+def report(output: str, counts: Tensor) -> None:
+    """What was counted, in a line."""
     seen = int((counts > 0).sum())
-    print(f"{output}: {int(counts.sum())} tokens, {seen} of {vocab_size} words seen")  # noqa: T201
+    print(f"{output}: {int(counts.sum())} tokens, {seen} of {len(counts)} words seen")  # noqa: T201
 
 
-def is_current(output: str, **wanted: str) -> bool:
+def is_current(output: str, vocab_size: int | None, **wanted: str) -> bool:
     """Whether the file says that it was counted from what is `wanted`, and no data file is newer than it."""
     try:
-        _, found = load_counts(output)
+        counts, found = load_counts(output)
     except ValueError:
         return False  # not there, or no counts
+    same_rows = "padding_rows" not in found if vocab_size is None else len(counts) == vocab_size
     counted = Path(output).stat().st_mtime
-    files = (file for file in data_files(wanted["source"]) if file.exists())
-    return wanted.items() <= found.items() and all(file.stat().st_mtime <= counted for file in files)
+    return (
+        same_rows
+        and wanted.items() <= found.items()
+        and all(file.stat().st_mtime <= counted for file in data_files(wanted["source"]))
+    )
+
+
+def counted_before(partial: Path, size: int, begun: dict[str, str]) -> tuple[Tensor, int]:
+    """The counts (size,) of an earlier run that was stopped, and how many records are in them; else none of either."""
+    try:
+        counts, found = load_counts(partial)
+    except ValueError:
+        found = {}
+    if begun.items() <= found.items():
+        return counts, int(found["counted"])
+    return torch.zeros(size, dtype=torch.int64), 0
+
+
+def rows_to_count(tokenizer, vocab_size: int | None) -> tuple[int, dict[str, str]]:
+    """How many rows to count over, and what the file says of those that are no ids of the tokenizer, if any."""
+    ids = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+    if vocab_size is None or vocab_size == ids:
+        return ids, {}
+    if vocab_size < ids:
+        raise ValueError(f"--vocab_size {vocab_size} is less than the tokenizer's {ids} ids.")
+    return vocab_size, {"padding_rows": str(vocab_size - ids)}
+
+
+def state_of_data(data_path: str) -> str:
+    """What the data files are now: another text after any of them was changed."""
+    states = ((file, file.stat()) for file in data_files(data_path))
+    return " ".join(f"{file}:{state.st_size}:{state.st_mtime_ns}" for file, state in states)
 
 
 def data_files(data_path: str) -> list[Path]:
-    """The file itself and, of a mixture, those that it names."""
+    """The file itself and, of a mixture, those that it names; only those that are there."""
     from llava.data.mixture import read_mixture
 
     path = Path(data_path)
-    if path.suffix == ".json" or not path.exists():
-        return [path]
-    return [path, *(path.parent / source["json_path"] for source in read_mixture(path))]
-
-
-def answers_of(records: Iterable[dict]) -> Iterator[str]:
-    """The text of every answer in LLaVA records; a record whose turns training would refuse counts for nothing."""
-    from llava.data.bad_samples import BadSampleError
-    from llava.data.records import read_turn
-
-    for record in records:
-        try:
-            turns = [read_turn(turn, index) for index, turn in enumerate(record["conversations"])]
-        except BadSampleError:
-            continue
-        yield from (text for role, text in turns if role == "assistant")
-
-
-def count_tokens(texts: Iterable[str], tokenizer, vocab_size: int) -> Tensor:
-    """(vocab_size,) int64: how often each token occurs in the texts, no special tokens added."""
-    counts = torch.zeros(vocab_size, dtype=torch.int64)
-    texts = iter(texts)
-    while batch := list(islice(texts, TEXTS_AT_A_TIME)):
-        ids = list(chain.from_iterable(tokenizer(batch, add_special_tokens=False)["input_ids"]))
-        counts += torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=vocab_size)
-    return counts
+    files = [path]
+    if path.suffix in (".yaml", ".yml") and path.exists():
+        files += [path.parent / source["json_path"] for source in read_mixture(path)]
+    return [file for file in files if file.exists()]

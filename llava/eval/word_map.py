@@ -6,6 +6,7 @@ adapter's output and the LLM's word embeddings, the output ones where the two ar
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,20 @@ from PIL import Image
 
 from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 
+TOKENS_AT_A_TIME = 256  # of whose scores with the whole vocabulary there is a copy or two: 160 MB each at V = 151 936
+
 
 @dataclass(frozen=True)
 class WordMap:
-    """An image's grid of visual tokens; `words[row][column]` are its nearest words, best first, with their cosines."""
+    """An image's grid of visual tokens; `words[row][column]` are its nearest words, best first, with their cosines.
+
+    `cosines[row][column]` is the token's cosine with the word that was asked for, if one was.
+    """
 
     rows: int
     columns: int
     words: list[list[list[tuple[str, float]]]]
+    cosines: list[list[float]] | None = None
 
 
 def vocabulary(tokenizer: Any) -> tuple[list[int], list[str]]:
@@ -38,23 +45,61 @@ def vocabulary(tokenizer: Any) -> tuple[list[int], list[str]]:
 
 @torch.inference_mode()
 def word_map(
-    model: Any, image_processor: Any, image: Image.Image, words: tuple[list[int], list[str]], *, top: int = 5
+    model: Any,
+    image_processor: Any,
+    image: Image.Image,
+    words: tuple[list[int], list[str]],
+    *,
+    top: int = 5,
+    word: str | None = None,
 ) -> WordMap:
-    """The nearest words of every visual token of `image`; `words` is `vocabulary(tokenizer)`."""
+    """The nearest words of every visual token of `image`, and its cosine with `word`.
+
+    `words` is `vocabulary(tokenizer)`. Of tokens that say the same, alone and after a space, the nearest counts.
+    """
     ids, texts = words
+    place_of = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    if word is not None:
+        check_known(word, list(place_of))
     inputs = image_processor([image])
     grid = inputs["image_grid_thw"]
     tokens = model.get_model().encode_images(inputs["pixel_values"].to(model.device), grid.to(model.device))
-    embeddings = model.get_output_embeddings().weight[torch.tensor(ids, device=tokens.device)]
-    scores = build_auxiliary_loss("alignment").word_scores(tokens, embeddings)
-    values, places = scores.topk(min(top, len(ids)), dim=1)
-    nearest = [
-        [(texts[place], value) for place, value in zip(some_places, some_values, strict=True)]
-        for some_places, some_values in zip(places.tolist(), values.tolist(), strict=True)
-    ]
+    embeddings = model.get_output_embeddings().weight
+    ids, places = (torch.tensor(numbers, device=tokens.device) for numbers in (ids, [place_of[text] for text in texts]))
+    word_scores = build_auxiliary_loss("alignment").word_scores
+    nearest, cosines = [], []
+    for some_tokens in tokens.split(TOKENS_AT_A_TIME):
+        scores = word_scores(some_tokens, embeddings)[:, ids]
+        by_word = scores.new_full((len(scores), len(place_of)), -torch.inf)
+        by_word.scatter_reduce_(1, places.expand_as(scores), scores, "amax")
+        nearest += _named(by_word.topk(min(top, len(place_of)), dim=1), list(place_of))
+        if word is not None:
+            cosines += by_word[:, place_of[word]].tolist()
     side = model.get_vision_tower().merge_size
     rows, columns, order = token_layout(grid[0].tolist(), model.get_model().mm_projector.merge, side)
-    return WordMap(rows, columns, [[nearest[order[row][column]] for column in range(columns)] for row in range(rows)])
+
+    def in_place(values: list) -> list[list]:
+        return [[values[token] for token in line] for line in order]
+
+    return WordMap(rows, columns, in_place(nearest), None if word is None else in_place(cosines))
+
+
+def check_known(word: str, known: list[str]) -> None:
+    """Refuse a word that no token says."""
+    if word not in known:
+        nearest = ", ".join(difflib.get_close_matches(word, known, n=5))
+        raise ValueError(
+            f"--word {word!r} is no single token of the vocabulary, so it has no embedding of its own. "
+            + (f"Near it are: {nearest}." if nearest else "Nothing is near it.")
+        )
+
+
+def _named(best: torch.return_types.topk, texts: list[str]) -> list[list[tuple[str, float]]]:
+    """Values and places of the best -> for each token its (word, cosine), best first."""
+    return [
+        [(texts[place], value) for place, value in zip(places, values, strict=True)]
+        for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
 
 
 def token_layout(grid: list[int], merge: int, side: int) -> tuple[int, int, list[list[int]]]:

@@ -2,19 +2,26 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from comp_patches.commands import word_counting, word_prior
 from comp_patches.commands.word_prior import main
 from comp_patches.word_prior import fit_prior, load_counts, load_prior, prior_from_counts, save_counts
 from llava.data.mixture import load_records
-from llava.train.arguments import TrainingArguments
+from llava.train.arguments import TrainingArguments, parse_arguments
+from llava.train.train import build_stage, run_stage
+from llava.train.train import main as train
+from tests.llava import tiny
 
 WORDS = ["<unk>", "a", "red", "cat", "blue", "never"]
 
@@ -122,3 +129,274 @@ def test_command_says_in_one_line_what_is_missing(tokenizer_folder, tmp_path):
     with pytest.raises(SystemExit, match=r"error: .*none.json") as stopped:
         main([*arguments, "--output", str(tmp_path / "prior.safetensors")])
     assert "\n" not in str(stopped.value)
+
+
+@pytest.fixture
+def many(tokenizer_folder, tmp_path, monkeypatch):
+    """Flags to count 60 answers of different words, of which a process gets 7 at a time."""
+    monkeypatch.setattr(word_counting, "RECORDS_AT_A_TIME", 7)
+    records = [record(("human", "a"), ("gpt", " ".join(WORDS[: index % 6]))) for index in range(60)]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    return ["--data_path", str(tmp_path / "data.json"), "--tokenizer", str(tokenizer_folder)]
+
+
+# Of 60 answers, 10 each have the first 0, 1, ... 5 of the words.
+COUNTS_OF_MANY = [50, 40, 30, 20, 10, 0]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more processes than cores, on purpose
+def test_any_number_of_workers_counts_the_same(many, tmp_path, monkeypatch):
+    pids = tmp_path / "pids"
+    count_tokens = word_counting.count_tokens
+
+    def count_and_sign(*arguments):
+        with pids.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return count_tokens(*arguments)
+
+    monkeypatch.setattr(word_counting, "count_tokens", count_and_sign)
+    files = []
+    for workers in (1, 2, 3):
+        pids.write_text("")
+        output = tmp_path / f"{workers}.safetensors"
+        main([*many, "--output", str(output), "--workers", str(workers)])
+        counting = pids.read_text().split()
+        assert len(counting) == 9, "60 answers in runs of 7"
+        assert len(set(counting)) == workers
+        assert (str(os.getpid()) in counting) == (workers == 1)
+        files.append((load_counts(output)[0].tolist(), load_counts(output)[1]))
+    assert files[0][0] == COUNTS_OF_MANY
+    assert files[0] == files[1] == files[2]
+
+
+SLOW_COUNTING = """
+import sys, time
+from comp_patches.commands import word_counting, word_prior
+word_counting.RECORDS_AT_A_TIME = 7
+count_tokens = word_counting.count_tokens
+def slowly(*arguments):
+    time.sleep(0.4)
+    return count_tokens(*arguments)
+word_counting.count_tokens = slowly
+word_prior.main(sys.argv[1:])
+"""
+
+
+def stop_after_the_first_partial_file(flags, output, how):
+    """Count in a process of its own, and send it a signal once its first partial counts lie there.
+
+    Returns:
+        What it said on stderr, and its processes' ids.
+    """
+    partial = Path(f"{output}.partial")
+    command = [sys.executable, "-c", SLOW_COUNTING, *flags, "--output", str(output), "--workers", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not partial.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    if how == signal.SIGINT:  # a terminal sends it to all
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
+    return process.communicate(timeout=30)[1], children
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
+def test_a_run_that_was_stopped_is_continued(many, tmp_path, capsys, how):
+    output, partial = tmp_path / "prior.safetensors", tmp_path / "prior.safetensors.partial"
+    said, children = stop_after_the_first_partial_file(many, output, how)
+    assert not output.exists()
+    if how == signal.SIGINT:
+        assert said.strip().splitlines()[-1] == "stopped: the same command continues from what was counted"
+        assert "Traceback" not in said
+    assert len(children) >= 2
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
+        assert time.monotonic() < deadline, "its processes outlive it"
+        time.sleep(0.1)
+
+    counts, about = load_counts(partial)
+    counted = int(about["counted"])
+    assert 0 < counted < 60
+    assert counted % 7 == 0
+    about = {key: value for key, value in about.items() if key != "vocab_size"}
+    save_counts(partial, counts + torch.tensor([0, 0, 0, 0, 0, 1000]), **about)  # so that using it shows
+    main([*many, "--output", str(output)])
+    assert f"continued after {counted} of 60 records" in capsys.readouterr().out
+    assert load_counts(output)[0].tolist() == [*COUNTS_OF_MANY[:5], 1000]
+    assert load_counts(output)[1].keys() == {"tokenizer", "vocab_size", "source", "seed"}
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("changed", ["data", "seed", "tokenizer"])
+def test_what_was_counted_from_something_else_is_not_continued(many, tmp_path, changed, monkeypatch):
+    output, partial = tmp_path / "prior.safetensors", tmp_path / "prior.safetensors.partial"
+    flags = [*many, "--output", str(output)]
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(word_prior, "save_counts", lambda *a, **k: (save_counts(*a, **k), stop()))
+        with pytest.raises(SystemExit, match="the same command continues"):
+            main(flags)
+    assert int(load_counts(partial)[1]["counted"]) == 7
+    expected = COUNTS_OF_MANY
+    if changed == "data":
+        path = tmp_path / "data.json"
+        path.write_text(json.dumps([record(("human", "a"), ("gpt", "cat"))] * 60))
+        expected = [0, 0, 0, 60, 0, 0]
+    elif changed == "seed":
+        flags += ["--seed", "1"]
+    else:
+        renamed = tmp_path / "renamed"
+        (tmp_path / "tokenizer").rename(renamed)
+        flags[3] = str(renamed)
+    counts, about = load_counts(partial)
+    about = {key: value for key, value in about.items() if key != "vocab_size"}
+    save_counts(partial, counts + 1000, **about)
+    main(flags)
+    assert load_counts(output)[0].tolist() == expected
+    assert not partial.exists()
+
+
+def test_data_that_change_while_they_are_counted_are_no_prior(many, tmp_path, monkeypatch):
+    def count_and_change(*arguments, **options):
+        yield from word_counting.count_in_order(*arguments, **options)
+        (tmp_path / "data.json").write_text("[]")
+
+    monkeypatch.setattr(word_prior, "count_in_order", count_and_change)
+    with pytest.raises(SystemExit, match=r"error: --data_path .*data.json: its files changed"):
+        main([*many, "--output", str(tmp_path / "prior.safetensors")])
+    assert not (tmp_path / "prior.safetensors").exists()
+
+
+def counts_file(path, counts, **changes):
+    save_counts(path, torch.tensor(counts), **{"tokenizer": "tok", "source": path.stem, "seed": 42} | changes)
+    return str(path)
+
+
+def test_merging_adds_counts_and_names_all_sources(tmp_path):
+    files = [counts_file(tmp_path / f"{name}", [index, 2, 0]) for index, name in enumerate("abc")]
+    output = tmp_path / "merged.safetensors"
+    main(["--merge", *files, "--output", str(output)])
+    counts, about = load_counts(output)
+    assert counts.tolist() == [3, 6, 0]
+    assert about == {"tokenizer": "tok", "vocab_size": "3", "source": "a + b + c", "seed": "42"}
+    main(["--merge", str(output), counts_file(tmp_path / "d", [1, 0, 0], seed=1), "--output", str(output)])
+    assert load_counts(output)[0].tolist() == [4, 6, 0]
+    assert load_counts(output)[1]["seed"] == "42 + 1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts", "words"),
+    [
+        ({"tokenizer": "other"}, [1, 2, 3], ["tokenizer other", "first", "with tok."]),
+        ({}, [1, 2, 3, 4], ["covers 4 tokens", "covers 3"]),
+    ],
+    ids=["tokenizer", "vocabulary"],
+)
+def test_counts_of_other_words_are_not_merged(tmp_path, changes, counts, words):
+    files = [counts_file(tmp_path / "first", [1, 2, 3]), counts_file(tmp_path / "second", counts, **changes)]
+    with pytest.raises(SystemExit) as stopped:
+        main(["--merge", *files, "--output", str(tmp_path / "merged")])
+    assert "\n" not in stopped.value.code
+    for word in [*files, *words]:
+        assert word in stopped.value.code
+    assert not (tmp_path / "merged").exists()
+
+
+def test_merging_needs_files_that_say_what_they_are(tmp_path):
+    nameless = tiny.save_prior(tmp_path / "nameless")
+    for file, words in (
+        (nameless, "nameless does not say which tokenizer"),
+        (tmp_path / "none", "none cannot be read"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            main(["--merge", str(file), "--output", str(tmp_path / "merged")])
+
+
+@pytest.mark.parametrize(
+    "flags", [["--merge", "a", "--tokenizer", "t"], ["--merge", "a", "--data_path", "d"], ["--data_path", "d"], []]
+)
+def test_counting_and_merging_are_two_things(flags, capsys):
+    with pytest.raises(SystemExit):
+        main([*flags, "--output", "o"])
+    assert "--merge" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_padding_rows_are_words_where_that_is_asked(many, tmp_path, capsys):
+    output = tmp_path / "prior.safetensors"
+    padded, plain = [*many, "--output", str(output), "--vocab_size", "9"], [*many, "--output", str(output)]
+    main(padded)
+    prior = fit_prior(load_prior(output), 9)
+    assert_close(prior[5:], torch.full((4,), 1 / 154))  # `never` and the three rows: seen once beside 150 words
+    main(padded)
+    assert "kept" in capsys.readouterr().out
+    main(plain)
+    assert "kept" not in capsys.readouterr().out
+    assert (fit_prior(load_prior(output), 9)[6:] == 0).all()
+    main(plain)
+    assert "kept" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--vocab_size 5 is less than the tokenizer's 6 ids"):
+        main([*plain, "--vocab_size", "5"])
+
+
+@pytest.fixture(scope="module")
+def resized(tmp_path_factory):
+    """A function: the tiny LLM, of a tokenizer of 320 ids, with so many word embeddings."""
+
+    def resize(rows):
+        folder = tiny.save_llm(tmp_path_factory.mktemp("resized"))
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.resize_token_embeddings(rows)
+        model.save_pretrained(folder)
+        return folder
+
+    return resize
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    return tiny.save_siglip(tmp_path_factory.mktemp("siglip"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.save_data(tmp_path_factory.mktemp("data") / "squares")
+
+
+def aligned(llm, siglip, data, prior, output):
+    return tiny.stage_arguments(llm, siglip, data, output, max_steps=1, use_alignment_loss=True, word_prior=prior)
+
+
+def test_a_resized_vocabulary_trains_with_the_tokenizer_s_prior(resized, siglip, data, tmp_path):
+    llm = resized(700)
+    flags = ["--data_path", str(data / "data.json"), "--tokenizer", str(llm), "--output", str(tmp_path / "prior")]
+    for more, mass_of_padding in (([], 0), (["--vocab_size", "700"], 380)):
+        main([*flags, *more])
+        trainer, _ = build_stage(*parse_arguments(aligned(llm, siglip, data, tmp_path / "prior", tmp_path / "out")))
+        embeddings = trainer.model.get_output_embeddings().weight
+        assert len(embeddings) == 700
+        prior = trainer.model.auxiliary_losses["alignment"]._prior_for(embeddings)
+        counts = load_counts(tmp_path / "prior")[0].clamp(min=1)
+        assert len(prior) == 700
+        assert (prior[320:] * counts.sum()).sum().item() == pytest.approx(mass_of_padding)
+        assert prior.sum().item() == pytest.approx(1)
+        run_stage(trainer, None)
+        logged = [entry["loss_alignment"] for entry in trainer.state.log_history if "loss_alignment" in entry]
+        assert len(logged) == 1
+        assert 0 < float(logged[0]) < 1000
+
+
+@pytest.mark.parametrize("rows", [300, 900])
+def test_a_vocabulary_resized_beyond_the_prior_is_refused_before_the_first_step(resized, siglip, data, tmp_path, rows):
+    """300: fewer rows than words were counted. 900: more rows without a word than any padding."""
+    prior = tiny.save_prior(tmp_path / "prior.safetensors")
+    with pytest.raises(SystemExit, match=f"covers 320 tokens, but the model has {rows} word embeddings"):
+        train(aligned(resized(rows), siglip, data, prior, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

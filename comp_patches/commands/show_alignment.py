@@ -1,0 +1,108 @@
+"""Draw an image under the words nearest to its tokens: `python -m comp_patches.show_alignment MODEL IMAGE OUT.png`.
+
+What the alignment loss pulls together, looked at: by cosine between the adapter's output and the LLM's word embeddings.
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from comp_patches.commands.alignment_picture import Lettering, draw, missing_letters
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, look, draw."""
+    from llava.utils import mistakes_in_one_line, positive_int
+
+    parser = argparse.ArgumentParser(
+        prog="python -m comp_patches.show_alignment", description=__doc__.partition(":")[0]
+    )
+    parser.add_argument("model", help="folder of a trained LLaVA checkpoint of this project, any stage's")
+    parser.add_argument("image", type=Path, help="image file")
+    parser.add_argument("out", type=Path, help="picture to write, a .png")
+    parser.add_argument("--word", help="also a heat map of every visual token's cosine with this word")
+    parser.add_argument(
+        "--top", type=positive_int, default=1, help="words per visual token, nearest first (default: 1)"
+    )
+    parser.add_argument("--max-num-vistoken", type=positive_int, help="most visual tokens; default: the checkpoint's")
+    parser.add_argument(
+        "--font", type=Path, help="font file; default: DejaVu Sans if matplotlib is there, else ASCII only"
+    )
+    parser.add_argument("--device", help="default: the accelerator if there is one")
+    options = parser.parse_args(arguments)
+    with mistakes_in_one_line():
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Everything that can be wrong before the model is loaded is found before."""
+    from llava.eval.models import load_checkpoint
+    from llava.eval.word_map import vocabulary, word_map
+    from llava.mm_utils import load_image
+    from llava.utils import write_atomically
+
+    if options.out.suffix.lower() != ".png" or options.out.is_dir():
+        raise ValueError(f"OUT {options.out} is no name for a picture: expected a file name that ends in .png.")
+    lettering = Lettering(options.font)
+    image = load_image(options.image)
+    loaded = load_checkpoint(options.model, device=options.device)
+    processor = image_processor(loaded, options.max_num_vistoken)
+    words = vocabulary(loaded.tokenizer)
+    found = word_map(loaded.model, processor, image, words, top=options.top, word=options.word)
+    picture = draw(
+        as_seen(image, processor),
+        found.words,
+        lettering,
+        title=f"{options.image.name}  ·  {options.model}",
+        word=options.word,
+        cosines=found.cosines,
+    )
+    write_atomically(options.out, lambda file: picture.save(file, format="PNG"))
+    print(summary(options.out, found.words, options.word, found.cosines))  # noqa: T201
+    if missing := missing_letters(found.words, lettering):
+        print(f"The font has no letters for {missing} of the words, drawn as boxes: give one with --font.")  # noqa: T201
+
+
+def image_processor(loaded: Any, max_num_vistoken: int | None) -> Any:
+    """The checkpoint's own, or one with another bound."""
+    from llava.model.multimodal_encoder.builder import checkpoint_image_processor
+
+    if max_num_vistoken is None:
+        return loaded.image_processor
+    config = loaded.model.config
+    config.mm_image_processor = config.mm_image_processor | {"max_num_vistoken": max_num_vistoken}
+    return checkpoint_image_processor(config)
+
+
+def as_seen(image: Image.Image, processor: Any) -> Image.Image:
+    """The pixels that went into the model, put together again: resized, squashed if it was trained so, on white."""
+    from llava.eval.word_map import token_layout
+
+    inputs = processor([image])
+    rows, columns, order = token_layout(inputs["image_grid_thw"][0].tolist(), 1, processor.merge_size)
+    side = processor.patch_size
+    patches: Tensor = inputs["pixel_values"][torch.tensor(order)].view(rows, columns, 3, side, side)
+    pixels = patches.permute(0, 3, 1, 4, 2).reshape(rows * side, columns * side, 3)
+    pixels = pixels * torch.tensor(processor.image_std) + torch.tensor(processor.image_mean)
+    return Image.fromarray((pixels * 255).round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def summary(
+    out: Path, words: list[list[list[tuple[str, float]]]], word: str | None, cosines: list[list[float]] | None
+) -> str:
+    """The picture in a line or two of text."""
+    nearest = Counter(cell[0][0] for line in words for cell in line)
+    often = ", ".join(f"{text} {count}" for text, count in nearest.most_common(5))
+    lines = [f"{out}: {len(words)} rows x {len(words[0])} columns of visual tokens; nearest words: {often}"]
+    if cosines is not None:
+        flat = [(value, row, column) for row, line in enumerate(cosines) for column, value in enumerate(line)]
+        best, row, column = max(flat)
+        lines.append(
+            f"cosine with {word!r}: {min(flat)[0]:.3f} to {best:.3f}, highest in row {row + 1}, column {column + 1}"
+        )
+    return "\n".join(lines)
