@@ -1,5 +1,6 @@
 """Helpers that training, chat and evaluation share. T = tokens of one sample, N = its images."""
 
+import io
 import os
 from collections.abc import Sequence
 
@@ -70,20 +71,25 @@ def expand_placeholders(
     return input_ids.repeat_interleave(repeats), labels
 
 
-def load_image(path: str | os.PathLike) -> Image.Image:
+def load_image(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
     """Read an image file whole, turned upright by its EXIF tag; the mode is left as it is for the image processor.
+
+    Args:
+        source: Its path, or the file's bytes.
+        name: What to call it in an error; by default its path.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It cannot be read as an image: another format, cut short, or too large to be decoded safely.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"image file not found: {path}")
+    in_memory = isinstance(source, bytes)
+    if not in_memory and not os.path.isfile(source):
+        raise FileNotFoundError(f"image file not found: {source}")
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(source) if in_memory else source) as image:
             return ImageOps.exif_transpose(image)  # decodes the whole file
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more
-        raise ValueError(f"cannot read image {path}: {error or type(error).__name__}") from error
+        raise ValueError(f"cannot read image {name or source}: {error or type(error).__name__}") from error
 
 
 def get_model_name_from_path(model_path: str | os.PathLike) -> str:

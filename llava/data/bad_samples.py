@@ -14,7 +14,15 @@ FIRST_SAMPLES = 1000  # as long as fewer were seen, the share is taken of so man
 
 
 class BadSampleError(ValueError):
-    """This record cannot be made into a sample; the others may well be."""
+    """This record cannot be made into a sample; the others may well be.
+
+    Args:
+        kind: What is bad, in a word or two: one of many alike in a report.
+    """
+
+    def __init__(self, reason: str, kind: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 class TooManyBadSamplesError(ValueError):
@@ -27,6 +35,7 @@ class BadSample:
 
     id: str
     reason: str
+    kind: str = "other"
 
 
 class BadSampleLedger:

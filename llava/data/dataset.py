@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -9,8 +10,15 @@ from torch.utils.data import Dataset
 from llava.conversation import Conversation
 from llava.data.bad_samples import BadSample, BadSampleError
 from llava.data.encoding import ConversationEncoder
-from llava.data.records import build_conversation, check_image_paths, image_names, image_paths
-from llava.mm_utils import load_image
+from llava.data.mixture import Records
+from llava.data.records import (
+    build_conversation,
+    check_paths,
+    facts_of,
+    repeat_placeholders,
+)
+from llava.data.video import check_decoder
+from llava.data.visuals import load_visuals
 
 TYPICAL_PHOTO = (640, 480)  # width, height
 
@@ -26,6 +34,7 @@ class LLaVADataset(Dataset):
         image_folder: Where images lie whose source names no folder of its own.
         label_mask: "answers" or "llava", see `llava.data.encoding`.
         model_max_length: Longest sample in tokens; a longer one is cut at the border of a turn.
+        video_frames: How many frames stand for a video; each is an image to the model.
         align_text: Whether samples bring the answers' bare text, `align_input_ids`.
 
     Raises:
@@ -43,15 +52,19 @@ class LLaVADataset(Dataset):
         image_folder: str | None = None,
         label_mask: str = "answers",
         model_max_length: int,
+        video_frames: int = 8,
         align_text: bool = False,
     ) -> None:
         self.records = records
         self.image_processor = image_processor
         self.conversation = conversation
         self.image_folder = image_folder
+        self.video_frames = video_frames
         self.align_text = align_text
         self.encoder = ConversationEncoder(tokenizer, conversation, label_mask=label_mask, max_length=model_max_length)
-        check_image_paths(records, image_folder)
+        check_paths(records.to_check(image_folder) if isinstance(records, Records) else records, image_folder)
+        if self._facts()["videos"].any():
+            check_decoder()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -63,11 +76,13 @@ class LLaVADataset(Dataset):
         try:
             return self._encode(record)
         except BadSampleError as error:
-            return BadSample(record["id"], str(error))
+            return BadSample(record["id"], str(error), error.kind)
 
     def _encode(self, record: dict) -> dict:
         conversation = build_conversation(record, self.conversation)
-        images = self._load_images(record)
+        visuals = load_visuals(record, self.image_folder, self.video_frames)
+        repeat_placeholders(conversation, [len(pictures) for pictures in visuals])
+        images = [picture for pictures in visuals for picture in pictures]
         tokens_per_image = [self.image_processor.num_visual_tokens(*image.size) for image in images]
         encoded = self.encoder(conversation, tokens_per_image)
         sample = {
@@ -80,17 +95,11 @@ class LLaVADataset(Dataset):
             sample["align_input_ids"] = self.encoder.encode_text(" ".join(encoded.answers))
         return sample
 
-    def _load_images(self, record: dict) -> list[Image.Image]:
-        try:
-            return [load_image(path) for path in image_paths(record, self.image_folder)]
-        except (OSError, ValueError) as error:
-            raise BadSampleError(str(error)) from error
-
     def _process_images(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         try:
             return self.image_processor(images)
         except ValueError as error:
-            raise BadSampleError(f"its images cannot be processed: {error}") from error
+            raise BadSampleError(f"its images cannot be processed: {error}", kind="unusable image") from error
 
     @property
     def modality_lengths(self) -> list[int]:
@@ -100,11 +109,14 @@ class LLaVADataset(Dataset):
         file would take minutes before the first step.
         """
         tokens_per_image = self.image_processor.num_visual_tokens(*TYPICAL_PHOTO)
-        return [_modality_length(record, tokens_per_image) for record in self.records]
+        facts = self._facts()
+        words = facts["words"].astype(np.int64)
+        images = facts["images"].astype(np.int64) + facts["videos"].astype(np.int64) * self.video_frames
+        return np.where(images > 0, words + images * tokens_per_image, -np.maximum(words, 1)).tolist()
 
-
-def _modality_length(record: dict, tokens_per_image: int) -> int:
-    texts = (turn.get("value", turn.get("content", "")) for turn in record["conversations"] if isinstance(turn, dict))
-    num_words = sum(len(str(text).split()) for text in texts)
-    num_images = len(image_names(record))
-    return num_words + num_images * tokens_per_image if num_images else -max(num_words, 1)
+    def _facts(self) -> np.ndarray:
+        """`words`, `images` and `videos` of every record: noted in the cache, or counted now."""
+        if isinstance(self.records, Records):
+            return self.records.facts()
+        names = ("words", "images", "videos")
+        return np.array([facts_of(record)[:3] for record in self.records], [(name, np.int64) for name in names])

@@ -85,7 +85,8 @@ class ConversationEncoder:
         num_placeholders = sum(turn.num_images for turn in turns)
         if num_placeholders != len(tokens_per_image):
             raise BadSampleError(
-                f"its text has {num_placeholders} {DEFAULT_IMAGE_TOKEN}, but it has {len(tokens_per_image)} image(s)"
+                f"its text has {num_placeholders} {DEFAULT_IMAGE_TOKEN}, but it has {len(tokens_per_image)} image(s)",
+                kind="wrong number of <image>",
             )
         turns = self._fitting(turns, tokens_per_image)
         num_images = sum(turn.num_images for turn in turns)
@@ -121,10 +122,11 @@ class ConversationEncoder:
                 first_answer_ends = first_answer_ends or length
                 num_kept = number if length <= self.max_length else num_kept
         if not first_answer_ends:
-            raise BadSampleError("it has no answer to learn from")
+            raise BadSampleError("it has no answer to learn from", kind="no answer")
         if not num_kept:
             raise BadSampleError(
-                f"its first answer ends at token {first_answer_ends}, beyond model_max_length={self.max_length}"
+                f"its first answer ends at token {first_answer_ends}, beyond model_max_length={self.max_length}",
+                kind="too long",
             )
         return turns[:num_kept]
 

@@ -1,62 +1,120 @@
-"""What to train on: a LLaVA JSON list, or a YAML mixture of several, made into one list of records.
+"""What to train on: a file or folder of records, or a YAML mixture of several, as one lazy sequence.
 
     datasets:
-      - json_path: captions.json          # relative to the YAML's folder
+      - json_path: captions.json          # relative to the YAML's folder; also .jsonl, .parquet, or a folder
         sampling_strategy: random:10%     # all (default) | first:N | end:N | random:N; N is a count or a percentage
+        weight: 1.5                       # optional: how often the drawn records come in an epoch
         image_folder: images/captions     # optional; otherwise --image_folder
 
 A record is LLaVA's own, `{"id", "image": path | [paths], "conversations": [{"from", "value"}]}`. Here it always gets an
-`id`, and `image_folder` where its source has one.
+`id`, and `image_folder` where its source has one. `llava.data.cache` keeps them.
 """
 
-import json
 import math
 import os
 import random
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import yaml
 
-SOURCE_KEYS = ("json_path", "sampling_strategy", "image_folder")
+from llava.data.cache import RecordCache, load_source
+from llava.data.json_array import decode_utf8, kind_of
+from llava.data.records import Paths, is_below
+from llava.data.sources import DATA_SUFFIXES, KINDS
+
+SOURCE_KEYS = {"json_path": str, "sampling_strategy": str, "weight": (int, float), "image_folder": str}
 STRATEGIES = "all, first:N, end:N, random:N (N a count, or a percentage such as 10%)"
 
 
-def load_records(data_path: str | os.PathLike, *, seed: int = 0) -> list[dict]:
-    """Read `--data_path`: a `.json` list of records, or a `.yaml` mixture.
+@dataclass
+class Part:
+    """Drawn records of one source.
+
+    Attributes:
+        indices: Which, by their numbers in the source.
+        image_folder: Where their images and videos lie, if the source says so.
+    """
+
+    cache: RecordCache
+    indices: Sequence[int] | np.ndarray
+    image_folder: str | None = None
+
+    def __getitem__(self, number: int) -> dict:
+        record = self.cache[int(self.indices[number])]
+        return record if self.image_folder is None else record | {"image_folder": self.image_folder}
+
+    def index(self) -> np.ndarray:
+        """The drawn records' rows of the cache's index."""
+        if isinstance(self.indices, range):
+            return self.cache.index[self.indices.start : self.indices.stop]
+        return self.cache.index[self.indices]
+
+    def to_check(self, image_folder: str | None) -> Iterator[dict]:
+        """The records whose paths the first pass could not judge, and one that has a path, for the folder's sake."""
+        paths = self.index()["paths"]
+        suspect = paths == Paths.CLIMBING
+        folder, common = self.image_folder or image_folder, self.cache.absolute_folder
+        if common and not (folder and is_below(common, os.path.abspath(folder))):
+            suspect |= paths == Paths.ABSOLUTE
+        yield from (self[number] for number in np.flatnonzero(paths)[:1])
+        yield from (self[number] for number in np.flatnonzero(suspect))
+
+
+class Records(Sequence[dict]):
+    """The records of a run, one after the other, each read where it lies when it is asked for."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+        self._ends = list(accumulate(len(part.indices) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int | slice) -> dict | list[dict]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]  # negative ones count from the end; IndexError beyond it
+        part = bisect_right(self._ends, number)
+        return self.parts[part][number - (self._ends[part - 1] if part else 0)]
+
+    def facts(self) -> np.ndarray:
+        """`words`, `images` and `videos` of every record."""
+        return np.concatenate([part.index()[["words", "images", "videos"]] for part in self.parts])
+
+    def to_check(self, image_folder: str | None) -> Iterator[dict]:
+        """The records whose paths have to be looked at before the first step: in most mixtures, one of each source."""
+        for part in self.parts:
+            yield from part.to_check(image_folder)
+
+
+def load_records(data_path: str | os.PathLike, *, seed: int = 0) -> Records:
+    """The records of `--data_path`: a file or folder of records, or a `.yaml` mixture of several.
 
     Args:
-        seed: What `random:N` draws by. The same seed gives the same records on every rank and in every run.
+        seed: What `random:N` and a broken `weight` draw by. The same seed gives the same records on every rank and in
+            every run.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file is malformed, with the file and the place in it.
     """
     path = Path(data_path)
-    if path.suffix == ".json":
-        records = read_json_records(path)
-    elif path.suffix in (".yaml", ".yml"):
-        records = [record for source in read_mixture(path) for record in _load_source(source, path, seed)]
+    if path.suffix in (".yaml", ".yml"):
+        records = Records([part for source in read_mixture(path) for part in _load_parts(source, path, seed)])
+    elif path.suffix in DATA_SUFFIXES or path.is_dir():
+        cache = load_source(path)
+        records = Records([Part(cache, range(len(cache)))])
     else:
-        raise ValueError(f"data_path={path}: expected a .json list of records or a .yaml mixture.")
-    if not records:
+        raise ValueError(f"data_path={path}: expected a .json list of records or a .yaml mixture, or {KINDS}.")
+    if not len(records):
         raise ValueError(f"{path}: holds no records to train on.")
     return records
-
-
-def read_json_records(path: Path) -> list[dict]:
-    """A LLaVA JSON list with every record checked to have an id and conversations."""
-    try:
-        records = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {error.lineno}, column {error.colno}: malformed JSON: {error.msg}. "
-            "Expected one list of records."
-        ) from error
-    if not isinstance(records, list):
-        raise ValueError(f"{path}: expected a JSON list of records, found {_kind(records)}.")
-    return [_checked_record(record, path, index) for index, record in enumerate(records)]
 
 
 def read_mixture(path: Path) -> list[dict]:
@@ -103,20 +161,23 @@ def _parse_amount(strategy: str, amount: str, total: int) -> int:
     return math.ceil(number * total / 100) if is_percentage else int(number)
 
 
-def _load_source(source: dict, mixture: Path, seed: int) -> list[dict]:
-    records = read_json_records(mixture.parent / source["json_path"])
+def _load_parts(source: dict, mixture: Path, seed: int) -> list[Part]:
+    """The source's drawn records: as often as its weight has whole numbers, and a random share of them for the rest."""
+    name = source["json_path"]
+    cache = load_source(mixture.parent / name)
     try:
         # Seeded by the source's own name too, so that adding a source leaves what the others draw as it is.
-        chosen = sample_indices(
-            source.get("sampling_strategy", "all"), len(records), seed=f"{seed}:{source['json_path']}"
-        )
+        drawn = sample_indices(source.get("sampling_strategy", "all"), len(cache), seed=f"{seed}:{name}")
     except ValueError as error:
-        raise ValueError(f"{mixture}, {source['json_path']}: {error}") from error
-    records = [records[index] for index in chosen]
-    if "image_folder" in source:
-        image_folder = os.fspath(mixture.parent / source["image_folder"])
-        records = [record | {"image_folder": image_folder} for record in records]
-    return records
+        raise ValueError(f"{mixture}, {name}: {error}") from error
+    drawn = drawn if isinstance(drawn, range) else np.array(drawn, dtype=np.uint32)
+    folder = os.fspath(mixture.parent / source["image_folder"]) if "image_folder" in source else None
+    whole, rest = divmod(source.get("weight", 1), 1)
+    parts = [Part(cache, drawn, folder)] * int(whole)
+    if rest:
+        share = sample_indices(f"random:{round(rest * len(drawn))}", len(drawn), seed=f"{seed}:{name}:weight")
+        parts.append(Part(cache, np.array(drawn)[np.array(share, dtype=np.int64)], folder))
+    return parts
 
 
 def _checked_source(source: object, path: Path, index: int) -> dict:
@@ -126,36 +187,16 @@ def _checked_source(source: object, path: Path, index: int) -> dict:
     for key, value in source.items():
         if key not in SOURCE_KEYS:
             raise ValueError(f"{place}: unknown key {key!r}. Known: {', '.join(SOURCE_KEYS)}.")
-        if not isinstance(value, str):
-            raise ValueError(f"{place}: {key} should be text, found {_kind(value)}.")
+        if not isinstance(value, SOURCE_KEYS[key]) or isinstance(value, bool):
+            expected = "text" if SOURCE_KEYS[key] is str else "a number"
+            raise ValueError(f"{place}: {key} should be {expected}, found {kind_of(value)}.")
+    weight = source.get("weight", 1)
+    if not 0 < weight < math.inf:
+        raise ValueError(f"{place}: weight={weight}: expected a number above 0: how often its records come an epoch.")
     return source
-
-
-def _checked_record(record: object, path: Path, index: int) -> dict:
-    identity = record.get("id") if isinstance(record, dict) else None
-    place = f"{path}, record {index}" + ("" if identity is None else f" (id {identity})")
-    if not isinstance(record, dict):
-        raise ValueError(f"{place}: expected an object with conversations, found {_kind(record)}.")
-    turns = record.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(
-            f'{place}: has no conversations. Expected "conversations": [{{"from": "human", "value": ...}}, '
-            '{"from": "gpt", "value": ...}].'
-        )
-    checked = record | {"id": f"{path.stem}[{index}]" if identity is None else str(identity)}
-    checked.pop("image_folder", None)  # the run says where images may be read from, never the data
-    return checked
 
 
 def _read_text(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"data file not found: {path}")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, byte {error.start}: not UTF-8 text.") from error
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "nothing"}
-    return names.get(type(value), "a number")
+    return decode_utf8(path.read_bytes(), path, 0).removeprefix("\ufeff")

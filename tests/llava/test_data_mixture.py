@@ -97,8 +97,8 @@ def test_an_unknown_strategy_is_refused_with_file_and_known_ones(tmp_path, strat
 
 BAD_FILES = {
     "data.json": {
-        '[\n  {"id": 1},\n  {"id": x}\n]': r"data\.json, line 3, column 10: malformed JSON",
-        '[{"id": 1}': r"data\.json, line 1, column 11: malformed JSON",
+        '[\n  {"id": 1, "conversations": [1]},\n  {"id": x}\n]': r"data\.json, line 3, column 10: malformed JSON",
+        '[{"id": 1, "conversations": [1]}': r"data\.json, line 1, column 33: malformed JSON",
         "": r"data\.json, line 1, column 1: malformed JSON",
         '{"id": 1}': r"data\.json: expected a JSON list of records, found an object",
         "[3]": r"data\.json, record 0: expected an object with conversations, found a number",
@@ -140,3 +140,32 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "latin.json").write_bytes('["caf\xe9"]'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.json, byte 5: not UTF-8"):
         load_records(tmp_path / "latin.json")
+
+
+@pytest.mark.parametrize(
+    ("weight", "times"), [(1, (1, 1)), (2, (2, 2)), (0.25, (0, 1)), (1.5, (1, 2)), (3.0, (3, 3)), (0.001, (0, 0))]
+)
+def test_a_weight_says_how_often_records_come(tmp_path, weight, times):
+    write_json(tmp_path / "a.json", 40, "a")
+    (tmp_path / "mix.yaml").write_text(
+        f"datasets: [{{json_path: a.json, sampling_strategy: 'random:20', weight: {weight}}}, {{json_path: a.json}}]"
+    )
+    (tmp_path / "plain.yaml").write_text("datasets: [{json_path: a.json, sampling_strategy: 'random:20'}]")
+    drawn = ids_of(load_records(tmp_path / "plain.yaml", seed=3))
+    weighted = ids_of(load_records(tmp_path / "mix.yaml", seed=3))[:-40]
+    assert len(weighted) == round(20 * weight)
+    assert {weighted.count(name) for name in drawn} == set(times)
+    assert set(weighted) <= set(drawn)  # the same draw as without a weight
+    assert weighted == ids_of(load_records(tmp_path / "mix.yaml", seed=3))[:-40]
+    if weight == 1.5:
+        assert weighted[20:] != ids_of(load_records(tmp_path / "mix.yaml", seed=4))[20:-40]
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [("0", "above 0"), ("-1", "above 0"), (".inf", "above 0"), ("a", "number"), ("true", "number")],
+)
+def test_a_weight_that_is_none_is_refused(tmp_path, weight, message):
+    (tmp_path / "mix.yaml").write_text(f"datasets: [{{json_path: a.json, weight: {weight}}}]")
+    with pytest.raises(ValueError, match=rf"source 0 of `datasets`.*weight.*{message}"):
+        load_records(tmp_path / "mix.yaml")

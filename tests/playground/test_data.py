@@ -75,7 +75,7 @@ def test_mixtures_are_their_lists_wherever_the_folder_lies(folder, tmp_path, sta
     assert mixture == {"datasets": [{"json_path": f"stage{stage}.json", "sampling_strategy": "all"}]}
     for ending in ("json", "yaml"):
         shutil.copy(folder / f"stage{stage}.{ending}", tmp_path)
-    assert load_records(tmp_path / f"stage{stage}.yaml") == records(folder, f"stage{stage}")
+    assert list(load_records(tmp_path / f"stage{stage}.yaml")) == records(folder, f"stage{stage}")
 
 
 def test_heldout_captions_hold_every_fact_and_the_true_size(folder):

@@ -1,0 +1,99 @@
+"""Frames of a video, evenly spaced, by PyAV or else decord: the extra `video`, imported where it is used."""
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+import numpy as np
+from PIL import Image
+
+
+def check_decoder() -> None:
+    """Refuse a run with videos, before its first step, where nothing can decode them."""
+    if not (find_spec("av") or find_spec("decord")):
+        raise ValueError(
+            "the data has videos, but neither PyAV nor decord is installed: pip install 'llava-comp[video]'"
+        )
+
+
+def load_frames(path: str, count: int) -> list[Image.Image]:
+    """`count` frames (all, if there are fewer) from the first to the last, in their order, upright, RGB.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read as a video.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"video file not found: {path}")
+    read = read_by_av if find_spec("av") else read_by_decord
+    try:
+        return read(path, lambda total: evenly_spaced(total, count))
+    except Exception as error:  # FFmpeg's and decord's own exceptions share no base
+        raise ValueError(f"cannot read video {path}: {error or type(error).__name__}") from error
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """`count` of `total` frames, the first and the last among them; a single one is the first."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+
+
+def read_by_av(path: str, choose: Callable[[int], list[int]]) -> list[Image.Image]:
+    """The frames that `choose` picks by their numbers, given how many there are."""
+    import av
+
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        # Reading packets decodes nothing; it gives the exact number of frames, which headers often lack.
+        packets = [
+            (packet.pts, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.pts is not None and not packet.is_discard
+        ]
+        if not packets:
+            raise ValueError("it holds no frames with a time")
+        times = sorted(time for time, _ in packets)
+        keyframes = sorted(time for time, is_keyframe in packets if is_keyframe) or times[:1]
+        wanted = [times[number] for number in choose(len(times))]
+    return [_upright(frame) for frame in _frames_at(path, wanted, keyframes)]
+
+
+def _frames_at(path: str, wanted: list[int], keyframes: list[int]) -> Iterator:
+    """The frames at the wanted times (ascending), each decoded on from where the one before left off or from the last
+    keyframe before it, whichever is nearer."""
+    frames, frame = _frames_from(path, None), None
+    for time in wanted:
+        keyframe = keyframes[max(bisect_right(keyframes, time) - 1, 0)]
+        if keyframe > (keyframes[0] if frame is None else frame.pts):
+            jumped = _frames_from(path, keyframe)
+            landed = next(jumped, None)
+            if landed is not None and landed.pts <= time:  # some formats land too far
+                frames, frame = jumped, landed
+        while frame is None or frame.pts < time:
+            frame = next(frames, None)
+            if frame is None:
+                raise ValueError(f"its frame at time {time} cannot be decoded")
+        yield frame
+
+
+def _frames_from(path: str, keyframe: int | None) -> Iterator:
+    import av
+
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        if keyframe is not None:
+            container.seek(keyframe, stream=stream)
+        yield from container.decode(stream)
+
+
+def _upright(frame) -> Image.Image:
+    image = frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+
+
+def read_by_decord(path: str, choose: Callable[[int], list[int]]) -> list[Image.Image]:
+    """As `read_by_av`, but off by up to two frames where frames refer ahead: for where PyAV is missing."""
+    import decord
+
+    reader = decord.VideoReader(path, num_threads=1)
+    return [Image.fromarray(frame) for frame in reader.get_batch(choose(len(reader))).asnumpy()]

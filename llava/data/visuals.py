@@ -1,0 +1,35 @@
+"""A record's images and videos as pictures."""
+
+from PIL import Image
+
+from llava.data.bad_samples import BadSampleError
+from llava.data.records import ImageBytes, images_of, locate, videos_of
+from llava.data.video import load_frames
+from llava.mm_utils import load_image
+
+
+def load_visuals(record: dict, image_folder: str | None, video_frames: int) -> list[list[Image.Image]]:
+    """What each `<image>` of the record stands for: one picture, or a video's frames.
+
+    Raises:
+        BadSampleError: A file is missing or cannot be read.
+    """
+    images, videos = images_of(record), videos_of(record)
+    if images and videos:
+        raise BadSampleError("it has images and videos; which <image> is whose cannot be told", kind="image and video")
+    try:
+        return [
+            *([_load_image(image, record, image_folder)] for image in images),
+            *(load_frames(locate(video, record, image_folder), video_frames) for video in videos),
+        ]
+    except FileNotFoundError as error:
+        raise BadSampleError(str(error), kind="missing file") from error
+    except (OSError, ValueError) as error:
+        is_bomb = isinstance(error.__cause__, Image.DecompressionBombError)
+        raise BadSampleError(str(error), kind="unusable image" if is_bomb else "unreadable file") from error
+
+
+def _load_image(image: str | ImageBytes, record: dict, image_folder: str | None) -> Image.Image:
+    if isinstance(image, ImageBytes):
+        return load_image(image.data, image.name)
+    return load_image(locate(image, record, image_folder))
