@@ -21,6 +21,12 @@ def tower_config() -> SiglipVisionConfig:
     )
 
 
+@torch.no_grad()
+def see_strokes(filters: nn.Parameter) -> None:
+    """Patch filters (D, 3, p, p) that do not see the mean: pictures are mostly white, and strokes are what counts."""
+    filters.sub_(filters.mean(dim=(2, 3), keepdim=True)).mul_(3)
+
+
 class TextTower(nn.Module):
     """Short texts to one vector each: token and position embedding, two encoder layers, mean over tokens."""
 
@@ -54,10 +60,7 @@ class Contrast(nn.Module):
         self.text = TextTower(len(tokenizer), config.hidden_size)
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         self.bias = nn.Parameter(torch.tensor(-6.0))
-        # Pictures are mostly white: filters that do not see the mean start closer to strokes.
-        filters = self.vision.embeddings.patch_embedding.weight.data
-        filters -= filters.mean(dim=(2, 3), keepdim=True)
-        filters *= 3
+        see_strokes(self.vision.embeddings.patch_embedding.weight)
 
     def image_vectors(self, pixel_values: torch.Tensor, order: torch.Tensor | None = None, parts: int = 1):
         """(B, 3, S, S) -> (B·parts, D) unit vectors; the head pools each of `parts` groups of patches apart.

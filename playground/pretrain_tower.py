@@ -123,8 +123,14 @@ def save_tower(model: Contrast, output: Path) -> None:
     # The names of published SigLIP checkpoints.
     weights = {f"vision_model.{n}": w.contiguous() for n, w in vision.state_dict().items() if not n.startswith("head.")}
     save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
-    processor = {
-        "image_processor_type": "SiglipImageProcessor",
+    settings = processor_settings("SiglipImageProcessor")
+    (output / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
+
+
+def processor_settings(image_processor_type: str) -> dict:
+    """What a tower's preprocessor_config.json says: the pre-training size, and pixels in [-1, 1]."""
+    return {
+        "image_processor_type": image_processor_type,
         "do_resize": True,
         "size": {"height": mosaic.SIDE, "width": mosaic.SIDE},
         "resample": int(Image.Resampling.BICUBIC),
@@ -134,7 +140,6 @@ def save_tower(model: Contrast, output: Path) -> None:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    (output / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
 
 
 def main(argv: list[str] | None = None) -> int:

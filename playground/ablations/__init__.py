@@ -1,0 +1,1 @@
+"""Small experiments on the embedded data: the paper's comparisons in miniature."""

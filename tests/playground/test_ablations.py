@@ -1,0 +1,122 @@
+"""The experiments' bookkeeping, and what the text-free pre-training assumes: which block of the other view is which."""
+
+import multiprocessing
+import random
+
+import pytest
+import torch
+
+from playground import pretrain_tower_without_text
+from playground.ablations import alignment, runner
+from playground.ablations.runner import Row, Unit
+from playground.mosaic import BLOCK
+from playground.pretrain_tower_without_text import TEMPERATURE, images, place_logits
+from playground.splits import TRAIN
+
+LINE = {
+    "facts": "0.5",
+    "large": "0.25",
+    "document": "0.5",
+    "chart": "0.5",
+    "scene": "0.5",
+    "minutes": "1",
+    "steps": "1",
+}
+
+
+def line(row, seed, **values):
+    return LINE | {"row": row, "seed": str(seed)} | values
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Units that were trained, which takes minutes, in place of training them."""
+    units = []
+
+    def measure(unit, work):
+        units.append(unit)
+        return line(unit.row.name, unit.seed)
+
+    monkeypatch.setattr(runner, "measure", measure)
+    return units
+
+
+def test_what_the_file_holds_is_not_run_again(tmp_path, measured):
+    results = tmp_path / "deep/results.csv"
+    units = [Unit(Row(name, "tower"), seed, {}) for seed in (0, 1) for name in ("a", "b, with a comma")]
+    runner.append(results, line("a", 0, facts="0.75"))
+    runner.run_units(units, results, tmp_path / "work")
+    assert measured == units[1:]
+    runner.run_units(units, results, tmp_path / "work")
+    assert measured == units[1:]
+    found = {(each["row"], each["seed"]): each["facts"] for each in runner.read(results)}
+    assert found == {
+        ("a", "0"): "0.75",
+        ("b, with a comma", "0"): "0.5",
+        ("a", "1"): "0.5",
+        ("b, with a comma", "1"): "0.5",
+    }
+
+
+def _hold(folder, held, release):
+    with runner._claimed(folder):
+        held.set()
+        release.wait(60)
+
+
+def test_a_unit_that_another_process_runs_is_left_to_it(tmp_path, measured):
+    unit = Unit(Row("a", "tower"), 0, {})
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / unit.folder, held, release))
+    other.start()
+    try:
+        assert held.wait(60)
+        runner.run_units([unit], tmp_path / "results.csv", tmp_path)
+        assert not measured
+        other.kill()
+        other.join()
+        runner.run_units([unit], tmp_path / "results.csv", tmp_path)
+        assert measured == [unit]
+    finally:
+        other.kill()
+
+
+def test_table_gives_mean_and_spread_over_seeds(tmp_path, capsys):
+    results = tmp_path / "results.csv"
+    for seed, facts in enumerate(("0.5", "0.6", "0.7")):
+        runner.append(results, line("no loss", seed, facts=facts))
+    alignment.main(["--report", "--results", str(results)])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2].startswith("| no loss | 3 | 60.0 ± 10.0 | 25.0 ± 0.0 |")
+    assert len(printed) == 3
+
+
+class _Pixels:
+    """Takes a block's ink itself for its vector."""
+
+    def block_vectors(self, pixels):
+        blocks = pixels.unflatten(2, (-1, BLOCK)).unflatten(4, (-1, BLOCK)).permute(0, 2, 4, 1, 3, 5)
+        flat = blocks.flatten(3).flatten(1, 2)
+        return torch.nn.functional.normalize(flat - flat.mean(dim=-1, keepdim=True), dim=-1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_block_to_find_is_the_one_that_shows_the_same(seed, monkeypatch):
+    monkeypatch.setattr(pretrain_tower_without_text, "_JITTER", 0)
+    logits, place = place_logits(_Pixels(), images(random.Random(0), TRAIN, 4), seed)
+    cosines = logits * TEMPERATURE
+    rows = torch.arange(len(place))
+    assert len(place) > 16
+    assert cosines[rows, place].mean() > 0.7  # noise takes the rest
+    assert cosines[rows, place.roll(1)].mean() < 0.3
+
+
+@pytest.mark.slow
+def test_a_unit_trains_captions_and_leaves_its_line(tmp_path):
+    results = tmp_path / "results.csv"
+    command = ["--only", "no loss", "--seeds", "0", "--steps", "2", "2", "2"]
+    alignment.main([*command, "--results", str(results), "--work", str(tmp_path / "work")])
+    (found,) = runner.read(results)
+    assert (found["row"], found["steps"]) == ("no loss", "2+2+2")
+    assert 0 <= float(found["facts"]) < 0.2
