@@ -95,7 +95,6 @@ def test_a_text_only_sample_is_what_transformers_computes(model, samples, llm):
     ids = ids[ids != IMAGE_TOKEN_INDEX]
     text = {
         "id": "text",
-        "id": "text",
         "input_ids": ids,
         "labels": ids.clone().index_fill(0, torch.tensor([0]), IGNORE_INDEX),
         "pixel_values": torch.zeros(0, PATCH_DIM),
