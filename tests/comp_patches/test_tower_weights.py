@@ -304,6 +304,16 @@ def test_the_report_is_a_line_for_each_module(tmp_path, caplog):
     assert table[6] == "unexpected: encoder.extra"
 
 
+def test_a_quantised_file_s_scales_are_no_weights_that_the_vfm_has(tmp_path, caplog):
+    VFMS["siglip"].save(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    scale = "encoder.layers.0.mlp.fc1.weight_scale"
+    save_file(tensors | {scale: torch.ones(1)}, tmp_path / "model.safetensors")
+    with caplog.at_level(logging.WARNING):
+        load_vision_transformer(str(tmp_path))
+    assert f"unexpected: {scale}" in caplog.text
+
+
 def test_an_index_without_a_map_is_refused(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match="has no weight_map"):
