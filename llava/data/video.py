@@ -92,8 +92,10 @@ def _upright(frame) -> Image.Image:
 
 
 def read_by_decord(path: str, choose: Callable[[int], list[int]]) -> list[Image.Image]:
-    """As `read_by_av`, but off by up to two frames where frames refer ahead: for where PyAV is missing."""
+    """As `read_by_av`, in the order of the file: where frames refer ahead, decord's seeks land beside the frame."""
     import decord
 
     reader = decord.VideoReader(path, num_threads=1)
-    return [Image.fromarray(frame) for frame in reader.get_batch(choose(len(reader))).asnumpy()]
+    wanted = choose(len(reader))
+    frames = (reader.next() for _ in range(wanted[-1] + 1))
+    return [Image.fromarray(frame.asnumpy()) for number, frame in enumerate(frames) if number in wanted]

@@ -55,6 +55,7 @@ def test_where_it_is_off_the_llm_reads_nothing_twice(llm, siglip, data, tmp_path
     samples = samples_of(model, llm, data, align_text=False)
     assert not [key for key in samples[0] if key.startswith("align")]
     assert backbone_runs(model, samples) == 1
+    assert backbone_runs(model, samples_of(model, llm, data)) == 1  # though the batch brings the text
     model = aligned_model(tmp_path, llm, siglip, data)
     samples = samples_of(model, llm, data)
     assert backbone_runs(model, samples) == 2
