@@ -10,6 +10,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,14 @@ def worker_memory(mixture: Path, num_workers: int, num_samples: int) -> dict[str
 
 def _private_mb_of_workers(dataset: Any, num_workers: int, num_samples: int, collate: Callable) -> list[float]:
     sampler = RandomSampler(dataset, replacement=True, num_samples=num_samples)
-    loader = DataLoader(dataset, BATCH_SIZE, sampler=sampler, num_workers=num_workers, collate_fn=collate)
-    loader.multiprocessing_context = "fork"
+    loader = DataLoader(
+        dataset,
+        BATCH_SIZE,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        multiprocessing_context="fork",
+    )
     batches = iter(loader)
     workers = batches._workers
     for _, _ in zip(range(len(loader) - 2 * num_workers), batches, strict=False):
@@ -172,8 +179,8 @@ def images_per_second(mixture: Path, rounds: int) -> dict[str, float]:
 
 
 def in_a_process_of_its_own(function: Callable, *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def main() -> None:
