@@ -55,7 +55,7 @@ class Segments:
 
 def _block_mask(bounds: Tensor, device: torch.device | str):
     """Pairs of one segment, as flex_attention wants them: for a block of queries, the blocks of keys from the start of
-    its first token's segment to the end of its last token's. Linear in the tokens, where a dense mask is quadratic."""
+    its first token's segment to the end of its last token's."""
     from torch.nn.attention.flex_attention import BlockMask
 
     tokens, bounds = int(bounds[-1]), bounds.long()
@@ -93,29 +93,40 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segmen
 
 
 @lru_cache
-def choose_backend(asked: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+def choose_backend(asked: str, device: torch.device, dtype: torch.dtype, head_dim: int, trains: bool = False) -> str:
     """The backend to use; the choice, and why it is not the one asked for, is logged once.
 
     Args:
         asked: "auto" or a key of BACKENDS.
         device, dtype, head_dim: of queries, keys and values.
+        trains: whether a backward pass may follow.
     """
     if asked != "auto" and asked not in BACKENDS:
         raise ValueError(f"attn_implementation={asked!r} is unknown. Known: auto, {', '.join(BACKENDS)}.")
     candidates = ("flash_attention_2", "varlen", "sdpa") if asked == "auto" else (asked, "varlen", "sdpa")
-    obstacles = {name: _obstacle(name, device, dtype, head_dim) for name in candidates}
+    obstacles = {name: _obstacle(name, device, dtype, head_dim, trains) for name in candidates}
     chosen = next(name for name in candidates if not obstacles[name])
     if asked not in ("auto", chosen):
-        logger.warning("attn_implementation=%s: %s; using %s", asked, obstacles[asked], chosen)
+        _log_once(logging.WARNING, f"attn_implementation={asked}: {obstacles[asked]}; using {chosen}")
     else:
-        logger.info("packed attention on %s in %s: %s", device, dtype, chosen)
+        _log_once(logging.INFO, f"packed attention on {device} in {dtype}: {chosen}")
     return chosen
 
 
-def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+@lru_cache
+def _log_once(level: int, message: str) -> None:
+    logger.log(level, message)
+
+
+def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, trains: bool) -> str:
     """Why a backend cannot run here, or nothing."""
     if backend == "sdpa":
         return ""
+    if backend == "flex":
+        if device.type not in ("cuda", "cpu"):
+            return f"it runs on GPUs and CPUs, not on {device.type}"
+        if device.type == "cpu" and trains:
+            return "on a CPU it has no backward pass"
     if backend in FLASH_MODULES:
         if device.type != "cuda" or torch.version.hip:
             return f"it needs an NVIDIA GPU, not {device.type}"
@@ -207,34 +218,36 @@ def _sdpa_gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, len
     return tuple(gradient.contiguous() for gradient in gradients)
 
 
-if hasattr(torch.library, "custom_op"):  # torch 2.4; before that a compiled tower breaks its graph here
+@torch.library.custom_op("comp_patches::packed_sdpa", mutates_args=())
+def _sdpa_op(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
+    """One opaque node of a compiled graph: the segments are data, so new grids compile nothing anew."""
+    return _sdpa_by_length(query, key, value, tuple(bounds.diff().tolist())).contiguous()
 
-    @torch.library.custom_op("comp_patches::packed_sdpa", mutates_args=())
-    def _sdpa_op(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
-        """One opaque node of a compiled graph: the segments are data, so new grids compile nothing anew."""
-        return _sdpa_by_length(query, key, value, tuple(bounds.diff().tolist())).contiguous()
 
-    @_sdpa_op.register_fake
-    def _(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
-        return torch.empty_like(query, memory_format=torch.contiguous_format)
+@_sdpa_op.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
 
-    @torch.library.custom_op("comp_patches::packed_sdpa_backward", mutates_args=())
-    def _sdpa_backward_op(
-        grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes the attention again: an opaque node keeps nothing but its inputs."""
-        return _sdpa_gradients(grad, query, key, value, tuple(bounds.diff().tolist()))
 
-    @_sdpa_backward_op.register_fake
-    def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor):
-        return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
+@torch.library.custom_op("comp_patches::packed_sdpa_backward", mutates_args=())
+def _sdpa_backward_op(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the attention again: an opaque node keeps nothing but its inputs."""
+    return _sdpa_gradients(grad, query, key, value, tuple(bounds.diff().tolist()))
 
-    def _keep_inputs(ctx, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
-    def _sdpa_gradient(ctx, grad: Tensor):
-        return (*_sdpa_backward_op(grad, *ctx.saved_tensors), None)
+@_sdpa_backward_op.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
 
-    _sdpa_op.register_autograd(_sdpa_gradient, setup_context=_keep_inputs)
-else:
-    _sdpa_op = torch.compiler.disable(lambda *states: _sdpa_by_length(*states[:3], tuple(states[3].diff().tolist())))
+
+def _keep_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _sdpa_gradient(ctx, grad: Tensor):
+    return (*_sdpa_backward_op(grad, *ctx.saved_tensors), None)
+
+
+_sdpa_op.register_autograd(_sdpa_gradient, setup_context=_keep_inputs)

@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 
 from comp_patches.image_processor import NativeImageProcessor
 from comp_patches.packing import frames_on_host
-from comp_patches.vision_config import MODEL_TYPE, VisionTransformerConfig
+from comp_patches.vision_config import MODEL_TYPE, VisionTransformerConfig, refuse_unknown
 from comp_patches.vision_transformer import PackedVisionTransformer
 
 LAYOUTS = ("packed", "maps", "padded")
@@ -40,6 +40,7 @@ class CompVisionConfig(PreTrainedConfig):
     def __init__(self, **values: Any):
         own = {name: values.pop(name) for name in _FIELDS if name in values}
         tower = VisionTransformerConfig(**own)  # refuses what is no tower
+        refuse_unknown(name for name in values if not hasattr(PreTrainedConfig, name))
         super().__init__(**values)
         for name in _FIELDS:
             setattr(self, name, getattr(tower, name))

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from comp_patches.grid import native_grid, num_tokens, two_step_grids
 
-# Pillow refuses to open anything above this unless told otherwise; an image handed over open is held to the same.
-MAX_IMAGE_PIXELS = 178_956_970
+# A guard against decompression bombs, for images handed over open. (Pillow itself opens no file above 178 956 970.)
+MAX_IMAGE_PIXELS = 20_000 * 20_000
 
 PROCESSOR_TYPE = "CompImageProcessor"  # in a preprocessor_config.json: `comp_patches.hf`'s class, by which HF finds it
 
@@ -158,9 +158,16 @@ def processor_options(description: dict[str, Any], block: int) -> dict[str, Any]
     return {ours: max(1, description[theirs] // block**2) for ours, theirs in bounds.items() if description.get(theirs)}
 
 
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image as it looks to a person on white paper: EXIF rotation, palette, alpha, 16 bits, CMYK, grey."""
     image = ImageOps.exif_transpose(image)
+    if image.mode in _PREMULTIPLIED:
+        image = image.convert(_PREMULTIPLIED[image.mode])
+    if image.mode == "F" and image.getextrema()[1] <= 1:  # numbers in [0, 1], as many programs write them
+        image = image.point(lambda value: value * 255)
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
         values = np.asarray(image).astype(np.int64)
         is_deep = image.mode != "I" or values.max(initial=0) > 255  # 32-bit files hold 8 bits as well as 16

@@ -34,7 +34,14 @@ class LearnedPositionEmbedding(nn.Module):
     def forward(self, coordinates: PatchCoordinates) -> Tensor:
         """Embeddings (P, D) in float32, in the order of the coordinates. Identity at the table's own grid."""
         index, weight = interpolation_taps(coordinates, self.rows, self.cols, self.interpolation)
-        return F.embedding_bag(index, self.weight.float(), per_sample_weights=weight, mode="sum")
+        return _weighted_rows(self.weight.float(), index, weight)
+
+
+def _weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Sums of rows of a table (rows, D): for index and weight (P, taps), (P, D)."""
+    if table.device.type == "mps":  # embedding_bag came to it with PyTorch 2.10
+        return (table[index] * weight[..., None]).sum(dim=1)
+    return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
 
 
 def sincos_position_embedding(y: Tensor, x: Tensor, width: int) -> Tensor:
@@ -59,6 +66,9 @@ def interpolation_taps(
     coordinates: PatchCoordinates, rows: int, cols: int, interpolation: str = "bilinear"
 ) -> tuple[Tensor, Tensor]:
     """Which rows of the table each patch reads, and with which weights.
+
+    Antialiasing stretches T with the thinnest image of the batch, for all of its patches: a strip of one row reads the
+    whole height of the table.
 
     Returns:
         (P, T*T) int64 indices into the flattened table and (P, T*T) float32 weights that sum to 1.

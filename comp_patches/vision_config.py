@@ -1,6 +1,7 @@
 """The description of a packed vision transformer: architecture, the method's switches, and what its images need."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
@@ -70,6 +71,10 @@ class VisionTransformerConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown. Known: {', '.join(map(str, choices))}.")
+        for field in fields(self):
+            value, optional = getattr(self, field.name), field.type == int | None
+            if (field.type is int or optional and value is not None) and type(value) is not int:
+                raise ValueError(f"{field.name}={value!r} should be a whole number{' or None' * optional}.")
         for name in ("merge_size", "rope_theta", "patch_size", "num_attention_heads", "num_hidden_layers"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} should be above 0.")
@@ -132,7 +137,7 @@ class VisionTransformerConfig:
         """Read `to_dict`'s result; an unknown key is an error."""
         if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
             raise ValueError(f"Expected a config of model_type {MODEL_TYPE!r}, found {values['model_type']!r}.")
-        _refuse_unknown(values)
+        refuse_unknown(values)
         missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
         if missing:
             raise ValueError(f"The config of a vision tower lacks {', '.join(missing)}.")
@@ -140,13 +145,14 @@ class VisionTransformerConfig:
 
     def with_overrides(self, overrides: dict[str, Any]) -> "VisionTransformerConfig":
         """This config with some fields replaced. None leaves a field as it is; an unknown name is an error."""
-        _refuse_unknown(overrides)
+        refuse_unknown(overrides)
         return replace(self, **{name: value for name, value in overrides.items() if value is not None})
 
 
-def _refuse_unknown(values: dict[str, Any]) -> None:
+def refuse_unknown(names: Iterable[str]) -> None:
+    """An error that names the nearest field, if one of the names is none."""
     known = [field.name for field in fields(VisionTransformerConfig)]
-    for name in values:
+    for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

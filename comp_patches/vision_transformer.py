@@ -123,9 +123,16 @@ class PackedVisionTransformer(nn.Module):
         groups = _group(lengths, CPU_TOKENS) if in_pieces else [lengths]
         sizes = [sum(group) for group in groups]
         tables = [None] * len(groups) if rotary is None else zip(*(table.split(sizes) for table in rotary), strict=True)
-        backend = choose_backend(self.config.attn_implementation, states.device, states.dtype, self.config.head_dim)
+        backend = self._attention_backend(states)
         segments = [Segments.of_lengths(group, states.device, backend) for group in groups]
         return [Piece(*parts) for parts in zip(states.split(sizes), segments, tables, strict=True)]
+
+    def _attention_backend(self, states: Tensor) -> str:
+        device, dtype = states.device, states.dtype
+        if torch.is_autocast_enabled(device.type):  # queries, keys and values leave a linear layer
+            dtype = torch.get_autocast_dtype(device.type)
+        asked, trains = self.config.attn_implementation, torch.is_grad_enabled()
+        return choose_backend(asked, device, dtype, self.config.head_dim, trains)
 
     def embed(self, pixel_values: Tensor, frames: Sequence[tuple[int, int]]) -> tuple[Tensor, PatchCoordinates]:
         """Patches with their position embedding (P, D), and where each stands (Eq. 1)."""

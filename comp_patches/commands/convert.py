@@ -98,10 +98,11 @@ def to_release(path: Path, out: Path) -> None:
         if same_tower(family_of(theirs).config_from_hf(theirs), tower.config):
             config = theirs  # to the letter
     save_checkpoint(out, config, release_tensors(tower.state_dict(), tower.config, unused))
-    if (kept / PROCESSOR_NAME).exists():
+    processor = load_image_processor(str(path))
+    if (kept / PROCESSOR_NAME).exists() and load_image_processor(str(kept)).to_dict() == processor.to_dict():
         shutil.copyfile(kept / PROCESSOR_NAME, out / PROCESSOR_NAME)
     else:
-        write_json(out / PROCESSOR_NAME, _qwen2_vl_processor(load_image_processor(str(path))))
+        write_json(out / PROCESSOR_NAME, _qwen2_vl_processor(processor))
     print(f"{out}: {', '.join(config['architectures'])}")  # noqa: T201
     other = [name for name, value in AS_RELEASED.items() if getattr(tower.config, name) != value]
     if other:

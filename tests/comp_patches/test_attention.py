@@ -7,10 +7,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comp_patches.attention import BACKENDS, FLEX_BLOCK, Segments, choose_backend, packed_attention
+from comp_patches.attention import BACKENDS, FLEX_BLOCK, Segments, _log_once, choose_backend, packed_attention
 from tests.comp_patches import naive
 
 LENGTHS = [(5,), (4, 4, 4), (4, 6, 4, 1, 6), (3, 0, 6)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen_yet():
+    choose_backend.cache_clear()
+    _log_once.cache_clear()
 
 
 def random_states(tokens, heads=3, channels=8, requires_grad=True):
@@ -33,7 +39,7 @@ def test_segments_see_only_themselves(lengths):
     assert_close(gradients, torch.autograd.grad(expected.square().sum(), states), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS[:3], ids=["one", "equal", "mixed"])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=["one", "equal", "mixed", "empty"])
 def test_flex_attention_equals_sdpa(lengths):
     states = random_states(sum(lengths), channels=16, requires_grad=False)  # on a CPU it has no backward pass
     flex, sdpa = (packed_attention(*states, Segments.of_lengths(lengths, backend=name)) for name in ("flex", "sdpa"))
@@ -96,10 +102,10 @@ def test_compiled_attention_serves_new_segments_without_compiling_again(backend)
         ("flash_attention_2", "cpu", torch.float32, "it needs an NVIDIA GPU, not cpu"),
         ("varlen", "cpu", torch.bfloat16, "it needs an NVIDIA GPU, not cpu"),
         ("flash_attention_2", "mps", torch.float16, "it needs an NVIDIA GPU, not mps"),
+        ("flex", "mps", torch.float32, "it runs on GPUs and CPUs, not on mps"),
     ],
 )
 def test_a_backend_that_cannot_run_gives_way_with_one_line(caplog, asked, device, dtype, why):
-    choose_backend.cache_clear()
     with caplog.at_level(logging.INFO, logger="comp_patches.attention"):
         for _ in range(3):
             assert choose_backend(asked, torch.device(device), dtype, 64) == "sdpa"
@@ -118,19 +124,24 @@ def test_a_backend_that_cannot_run_gives_way_with_one_line(caplog, asked, device
 def test_a_gpu_s_flash_kernels_are_asked_for_what_they_can(monkeypatch, caplog, capability, dtype, head_dim, why):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    choose_backend.cache_clear()
     with caplog.at_level(logging.WARNING, logger="comp_patches.attention"):
         chosen = choose_backend("flash_attention_2", torch.device("cuda"), dtype, head_dim)
-    choose_backend.cache_clear()
     assert why in caplog.text
     assert chosen == ("varlen" if "imported" in why else "sdpa")
 
 
+def test_flex_attention_on_a_cpu_serves_inference_only(caplog):
+    cpu = torch.device("cpu")
+    assert choose_backend("flex", cpu, torch.float32, 64, trains=False) == "flex"
+    with caplog.at_level(logging.WARNING, logger="comp_patches.attention"):
+        assert choose_backend("flex", cpu, torch.float32, 64, trains=True) == "sdpa"
+    assert "on a CPU it has no backward pass" in caplog.text
+
+
 def test_auto_takes_sdpa_on_a_cpu_and_says_so_once(caplog):
-    choose_backend.cache_clear()
     with caplog.at_level(logging.INFO, logger="comp_patches.attention"):
-        for _ in range(2):
-            assert choose_backend("auto", torch.device("cpu"), torch.float32, 64) == "sdpa"
+        for trains in (True, False, True):
+            assert choose_backend("auto", torch.device("cpu"), torch.float32, 64, trains) == "sdpa"
     assert len(caplog.records) == 1
 
 

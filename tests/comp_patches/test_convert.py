@@ -107,6 +107,15 @@ def test_changed_weights_come_back_changed_and_the_rest_unchanged(released, tmp_
     assert changed == {f"vision_model.encoder.layers.1.self_attn.{part}_proj.weight" for part in "qkv"}
 
 
+def test_processor_settings_changed_since_come_back_changed(released, tmp_path):
+    convert.run(str(released("siglip_d12")), tmp_path / "ours")
+    file = tmp_path / "ours/preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"max_num_vistoken": 99}))
+    convert.run(str(tmp_path / "ours"), tmp_path / "back")
+    assert load_image_processor(str(tmp_path / "back")).max_num_vistoken == 99
+
+
 def test_the_note_says_what_the_authors_code_would_ignore(released, tmp_path, capsys):
     tower = load_vision_transformer(str(released("siglip_d12")), position_embedding_order="block")
     save_vision_transformer(tower, tmp_path / "ours")

@@ -12,6 +12,7 @@ from comp_patches.hf import CompImageProcessor, CompVisionConfig, CompVisionMode
 from comp_patches.image_processor import NativeImageProcessor
 from comp_patches.towers import load_image_processor, load_vision_transformer, save_vision_transformer
 from tests.comp_patches import naive
+from tests.comp_patches.conftest import TINY
 
 GRIDS = [(1, 4, 6), (1, 2, 2), (1, 6, 2)]
 
@@ -122,6 +123,12 @@ def test_the_attention_backend_can_be_changed_afterwards(saved, random_patches):
         assert_close(model(random_patches(GRIDS), GRIDS).last_hidden_state, expected, atol=2e-5, rtol=1e-5)
     with pytest.raises(ValueError, match=r"attn_implementation='eager' is unknown. Known: auto, sdpa"):
         model.set_attn_implementation("eager")
+
+
+def test_a_misspelt_field_of_the_config_is_refused():
+    with pytest.raises(ValueError, match="Did you mean 'use_rope'"):
+        CompVisionConfig(**TINY, use_ropes=False)
+    assert CompVisionConfig(**TINY, output_hidden_states=True).output_hidden_states  # transformers' own
 
 
 def test_an_unknown_layout_lists_the_known(saved, random_patches):

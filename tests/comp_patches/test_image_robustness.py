@@ -124,6 +124,30 @@ def test_a_dark_picture_of_16_bits_stays_dark():
     assert torch.equal(processor(through_file(dark, "PNG"))["pixel_values"], black)
 
 
+def test_the_largest_picture_that_is_taken():
+    picture = Image.new("1", (20_000, 20_000), 1)
+    batch = NativeImageProcessor(patch_size=14, max_num_vistoken=64)(picture)
+    assert batch["image_grid_thw"].tolist() == [[1, 16, 16]]
+    assert (batch["pixel_values"] == 1).all()
+
+
+def test_numbers_from_0_to_1_are_shades():
+    shades = np.linspace(0, 1, 56 * 56, dtype=np.float32).reshape(56, 56)
+    processor = NativeImageProcessor(patch_size=14)
+    found = processor(Image.fromarray(shades))["pixel_values"]
+    expected = processor(Image.fromarray((shades * 255).astype(np.uint8)))["pixel_values"]
+    assert (found - expected).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(("mode", "straight"), [("La", "LA"), ("RGBa", "RGBA")])
+def test_premultiplied_alpha_is_undone(noise_image, mode, straight):
+    picture = noise_image(56, 56).convert(straight)
+    picture.putalpha(128)
+    processor = NativeImageProcessor(patch_size=14)
+    found, expected = (processor(each)["pixel_values"] for each in (picture.convert(mode), picture))
+    assert (found - expected).abs().max() < 0.02
+
+
 def test_colours_of_a_print_jpeg_and_of_a_palette_are_kept():
     red = Image.new("RGB", (56, 56), (230, 20, 40))
     for stored, file_format, tolerance in ((red.convert("CMYK"), "JPEG", 6), (red.convert("P"), "PNG", 26)):
