@@ -73,7 +73,7 @@ class VisionTransformerConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown. Known: {', '.join(map(str, choices))}.")
         for field in fields(self):
             value, optional = getattr(self, field.name), field.type == int | None
-            if (field.type is int or optional and value is not None) and type(value) is not int:
+            if (field.type is int or (optional and value is not None)) and type(value) is not int:
                 raise ValueError(f"{field.name}={value!r} should be a whole number{' or None' * optional}.")
         for name in ("merge_size", "rope_theta", "patch_size", "num_attention_heads", "num_hidden_layers"):
             if not getattr(self, name) > 0:

@@ -120,7 +120,7 @@ class PackedVisionTransformer(nn.Module):
         # Under ZeRO-3 every pass through a layer gathers its weights from all processes: each must make as many.
         is_sharded = hasattr(self.patch_embedding.weight, "ds_id")
         in_pieces = states.device.type == "cpu" and not is_sharded
-        groups = _group(lengths, CPU_TOKENS) if in_pieces else [lengths]
+        groups = pieces_of(lengths) if in_pieces else [lengths]
         sizes = [sum(group) for group in groups]
         tables = [None] * len(groups) if rotary is None else zip(*(table.split(sizes) for table in rotary), strict=True)
         backend = self._attention_backend(states)
@@ -205,11 +205,11 @@ class PackedVisionTransformer(nn.Module):
         return states
 
 
-def _group(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Runs of lengths that sum to at most `most`; a longer one stands alone."""
-    groups: list[list[int]] = [[]]
+def pieces_of(lengths: Sequence[int]) -> list[list[int]]:
+    """Runs of frames' lengths that sum to at most CPU_TOKENS; a longer frame stands alone."""
+    pieces: list[list[int]] = [[]]
     for length in lengths:
-        if groups[-1] and sum(groups[-1]) + length > most:
-            groups.append([])
-        groups[-1].append(length)
-    return groups
+        if pieces[-1] and sum(pieces[-1]) + length > CPU_TOKENS:
+            pieces.append([])
+        pieces[-1].append(length)
+    return pieces

@@ -12,7 +12,7 @@ from timing import Run
 from torch import Tensor
 from torch.nn import functional as F
 
-from comp_patches.vision_transformer import PackedVisionTransformer, VisionTransformerConfig
+from comp_patches.vision_transformer import PackedVisionTransformer, VisionTransformerConfig, pieces_of
 
 PATCH = 14
 ANYRES_SIDE = 384  # a crop: 27 x 27 patches
@@ -185,14 +185,22 @@ def anyres_crops(height: int, width: int) -> int:
     return rows * cols + 1
 
 
-def floor(setting: Setting) -> Run:
-    """The same matrix products as bare torch.mm, and one scaled_dot_product_attention per image: nothing else."""
-    vit, tokens = setting.vit, sum(setting.lengths)
+def floor(setting: Setting, pieces: Sequence[Sequence[int]] | None = None) -> Run:
+    """The same matrix products as bare torch.mm, and one scaled_dot_product_attention per image: nothing else.
+
+    Args:
+        setting: what is compared.
+        pieces: lengths of the images that go through all layers together; None = the whole batch.
+    """
+    vit = setting.vit
     width, heads = vit.width, vit.heads
     shapes = ((width, 3 * width), (width, width), (width, vit.mlp), (vit.mlp, width))
     embed = setting.pixels(3 * PATCH**2, width)
     layers = [[setting.pixels(*shape) for shape in shapes] for _ in range(vit.layers)]
-    patches, states = setting.pixels(tokens, 3 * PATCH**2), setting.pixels(tokens, width)
+    inputs = []
+    for lengths in pieces or [setting.lengths]:
+        tokens = sum(lengths)
+        inputs.append((lengths, setting.pixels(tokens, 3 * PATCH**2), setting.pixels(tokens, width)))
 
     def product(left: Tensor, right: Tensor) -> Tensor:
         result = torch.mm(left, right)
@@ -202,17 +210,23 @@ def floor(setting: Setting) -> Run:
         return result
 
     def run() -> None:
-        torch.mm(patches, embed)
-        if setting.backward:
-            torch.mm(patches.t(), states)
-        for qkv, proj, fc1, fc2 in layers:
-            heads_of = product(states, qkv).view(tokens, 3, heads, width // heads).unbind(1)
-            for segment in zip(*(part.split(setting.lengths) for part in heads_of), strict=True):
-                _attend([part.transpose(0, 1)[None].detach() for part in segment], setting.backward)
-            product(states, proj)
-            product(product(states, fc1), fc2)
+        for lengths, patches, states in inputs:
+            torch.mm(patches, embed)
+            if setting.backward:
+                torch.mm(patches.t(), states)
+            for qkv, proj, fc1, fc2 in layers:
+                heads_of = product(states, qkv).view(len(states), 3, heads, width // heads).unbind(1)
+                for segment in zip(*(part.split(lengths) for part in heads_of), strict=True):
+                    _attend([part.transpose(0, 1)[None].detach() for part in segment], setting.backward)
+                product(states, proj)
+                product(product(states, fc1), fc2)
 
     return run
+
+
+def floor_in_pieces(setting: Setting) -> Run:
+    """The floor in the pieces that our tower takes on a CPU, whose activations stay in the caches."""
+    return floor(setting, pieces_of(setting.lengths))
 
 
 def _attend(states: list[Tensor], backward: bool) -> None:
@@ -224,6 +238,7 @@ def _attend(states: list[Tensor], backward: bool) -> None:
 
 ENCODERS: dict[str, Callable[[Setting], Run]] = {
     "floor": floor,
+    "floor, in pieces": floor_in_pieces,
     "ours": packed,
     "ours, one by one": one_by_one,
     "ours, compiled": packed_compiled,

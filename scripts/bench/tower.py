@@ -18,7 +18,6 @@ GRIDS = (
     *((36, 48), (40, 30), (44, 34), (48, 36), (52, 40), (54, 72), (16, 40), (30, 20)),
 )
 VITS = {"width384": ViT(width=384, heads=6, layers=12, mlp=1536), "so400m": ViT(1152, 16, 2, 4304)}
-FORWARD_ONLY = ("ours, one by one", "Qwen2.5-VL ViT, windows", "AnyRes SigLIP")
 PARTS = ("forward", "backward", "growth")
 GROWTH_SIZES = {"448 x 448": (32, 32), "1024 x 768": (74, 54)}
 GROWTH_COUNTS = (1, 4, 16, 64)
@@ -26,8 +25,6 @@ GROWTH_COUNTS = (1, 4, 16, 64)
 
 def compare(setting: Setting, names: list[str], rounds: int, console: Console) -> None:
     """A table of one ViT: seconds, images a second, ratios and memory of each encoder."""
-    if setting.backward:
-        names = [name for name in names if name not in FORWARD_ONLY]
     what = "forward and backward" if setting.backward else "forward"
     seconds = best_seconds({name: ENCODERS[name](setting) for name in names}, rounds, what)
     table = Table(
