@@ -19,18 +19,26 @@ from comp_patches.vision_config import VisionTransformerConfig
 
 __all__ = ["PackedVisionTransformer", "VisionTransformerConfig"]
 
-# A CPU runs a packed batch in pieces of whole frames, about so many tokens each, through all layers: the activations
-# of a larger piece leave its caches, and every layer would fetch them again.
+# A CPU takes a packed batch through all layers in pieces of whole frames, about so many tokens each: the activations of
+# a larger piece leave its caches, and every layer would fetch them again.
 CPU_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some frames of a batch on their way through the layers: tokens (T, D), who sees whom, rotary tables (T, d/2)."""
+    """Some frames of a batch, ready for the layers.
+
+    Attributes:
+        states: (T, D), patches and prefix tokens.
+        segments: who sees whom.
+        rotary: cos and sin (T, d/2), or None without RoPE.
+        patch_rows: (P,) which tokens are the patches, or None where all are.
+    """
 
     states: Tensor
     segments: Segments
     rotary: RotaryTables | None
+    patch_rows: Tensor | None
 
 
 class PackedVisionTransformer(nn.Module):
@@ -85,19 +93,21 @@ class PackedVisionTransformer(nn.Module):
         Returns:
             (P, D), in the order of the input.
         """
-        pieces, patch_rows = self._prepare(pixel_values, image_grid_thw)
-        states = torch.cat([self.run_layers(piece.states, piece.segments, piece.rotary) for piece in pieces])
-        if patch_rows is not None:
-            states = states[patch_rows]
+        pieces = self._split(pixel_values, image_grid_thw)
+        return torch.cat([self._features(self._prepare(pixels, frames)) for pixels, frames in pieces])
+
+    def _features(self, piece: Piece) -> Tensor:
+        """Of a piece's patches (P, D)."""
+        states = self.run_layers(piece.states, piece.segments, piece.rotary)
+        if piece.patch_rows is not None:
+            states = states[piece.patch_rows]
         return self.final_norm(states) if self.config.has_final_norm else states
 
     @torch.compiler.disable
-    def _prepare(
+    def _split(
         self, pixel_values: Tensor, image_grid_thw: Tensor | Sequence[Sequence[int]]
-    ) -> tuple[list[Piece], Tensor | None]:
-        """All that depends on the grids' values: the pieces for the layers, and the rows (P,) of the patches in them
-        where there are prefix tokens too."""
-        config = self.config
+    ) -> list[tuple[Tensor, list[tuple[int, int]]]]:
+        """Patches and frames of the whole batch, or, on a CPU, of pieces of it."""
         frames = frames_on_host(image_grid_thw)
         patches = sum(rows * cols for rows, cols in frames)
         if patches != pixel_values.shape[0]:
@@ -105,6 +115,18 @@ class PackedVisionTransformer(nn.Module):
                 f"image_grid_thw describes {patches} patches in {len(frames)} frame(s), but pixel_values holds "
                 f"{pixel_values.shape[0]}. Both must come from the same image processor."
             )
+        # Under ZeRO-3 every pass through a layer gathers its weights from all processes: each must make as many.
+        is_sharded = hasattr(self.patch_embedding.weight, "ds_id")
+        if self.patch_embedding.weight.device.type != "cpu" or is_sharded:
+            return [(pixel_values, frames)]
+        groups = pieces_of(frames, self.config.num_prefix_tokens)
+        sizes = [sum(rows * cols for rows, cols in group) for group in groups]
+        return list(zip(pixel_values.split(sizes), groups, strict=True))
+
+    @torch.compiler.disable
+    def _prepare(self, pixel_values: Tensor, frames: Sequence[tuple[int, int]]) -> Piece:
+        """All that depends on the grids' values."""
+        config = self.config
         states, coordinates = self.embed(pixel_values, frames)
         rotary = self.rotary_tables(coordinates)
         patch_rows = None
@@ -113,19 +135,8 @@ class PackedVisionTransformer(nn.Module):
         if config.embedding_norm == "after_position":
             states = self.embedding_norm(states)
         lengths = [rows * cols + config.num_prefix_tokens for rows, cols in frames]
-        return self._pieces(states, rotary, lengths), patch_rows
-
-    def _pieces(self, states: Tensor, rotary: RotaryTables | None, lengths: Sequence[int]) -> list[Piece]:
-        """The batch in one piece, or, on a CPU, in pieces of whole frames."""
-        # Under ZeRO-3 every pass through a layer gathers its weights from all processes: each must make as many.
-        is_sharded = hasattr(self.patch_embedding.weight, "ds_id")
-        in_pieces = states.device.type == "cpu" and not is_sharded
-        groups = pieces_of(lengths) if in_pieces else [lengths]
-        sizes = [sum(group) for group in groups]
-        tables = [None] * len(groups) if rotary is None else zip(*(table.split(sizes) for table in rotary), strict=True)
-        backend = self._attention_backend(states)
-        segments = [Segments.of_lengths(group, states.device, backend) for group in groups]
-        return [Piece(*parts) for parts in zip(states.split(sizes), segments, tables, strict=True)]
+        segments = Segments.of_lengths(lengths, states.device, self._attention_backend(states))
+        return Piece(states, segments, rotary, patch_rows)
 
     def _attention_backend(self, states: Tensor) -> str:
         device, dtype = states.device, states.dtype
@@ -205,11 +216,15 @@ class PackedVisionTransformer(nn.Module):
         return states
 
 
-def pieces_of(lengths: Sequence[int]) -> list[list[int]]:
-    """Runs of frames' lengths that sum to at most CPU_TOKENS; a longer frame stands alone."""
-    pieces: list[list[int]] = [[]]
-    for length in lengths:
-        if pieces[-1] and sum(pieces[-1]) + length > CPU_TOKENS:
+def pieces_of(frames: Sequence[tuple[int, int]], num_prefix_tokens: int = 0) -> list[list[tuple[int, int]]]:
+    """Runs of frames, rows and columns, that sum to at most CPU_TOKENS; a larger frame stands alone."""
+    pieces: list[list[tuple[int, int]]] = [[]]
+    total = 0
+    for rows, cols in frames:
+        length = rows * cols + num_prefix_tokens
+        if pieces[-1] and total + length > CPU_TOKENS:
             pieces.append([])
-        pieces[-1].append(length)
+            total = 0
+        pieces[-1].append((rows, cols))
+        total += length
     return pieces

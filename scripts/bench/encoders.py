@@ -226,7 +226,7 @@ def floor(setting: Setting, pieces: Sequence[Sequence[int]] | None = None) -> Ru
 
 def floor_in_pieces(setting: Setting) -> Run:
     """The floor in the pieces that our tower takes on a CPU, whose activations stay in the caches."""
-    return floor(setting, pieces_of(setting.lengths))
+    return floor(setting, [[rows * cols for rows, cols in piece] for piece in pieces_of(setting.grids)])
 
 
 def _attend(states: list[Tensor], backward: bool) -> None:

@@ -45,13 +45,6 @@ def test_500_random_grids_match_interpolating_each_image(interpolation, table, m
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
-def test_what_stands_in_for_embedding_bag_is_equal(monkeypatch, coordinates):
-    module, at = embedding(5, 9, "bicubic"), coordinates([(1, 6, 10), (1, 2, 2)])
-    bag = module(at)
-    monkeypatch.setattr(torch.Tensor, "device", torch.device("mps"))
-    assert_close(module(at), bag)
-
-
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("table", [(4, 4), (27, 27), (3, 5)])
 def test_the_table_s_own_grid_is_the_identity(interpolation, table, coordinates):

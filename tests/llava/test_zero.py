@@ -144,11 +144,13 @@ def test_zero3_loads_in_shards(llm, siglip, data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter_only", [False, True])
-def test_a_killed_zero3_run_ends_with_the_weights_of_an_uninterrupted_one(
-    llm, siglip, mixed, prior, tmp_path, adapter_only
-):
-    flags = {"per_device_train_batch_size": 2, "max_bad_samples": 1.0} if adapter_only else all_parts(prior)
+@pytest.mark.parametrize("trained", ["everything", "adapter", "learnable prototypes too"])
+def test_a_killed_zero3_run_ends_with_the_weights_of_an_uninterrupted_one(llm, siglip, mixed, prior, tmp_path, trained):
+    flags = all_parts(prior)
+    if trained == "adapter":
+        flags = {"per_device_train_batch_size": 2, "max_bad_samples": 1.0}
+    elif trained == "learnable prototypes too":
+        flags |= {"word_prior": "uniform", "alignment_prototypes": "learnable"}
     flags = halved(flags, "zero3") | {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     launch(tiny.stage_arguments(llm, siglip, mixed, whole, **flags))
