@@ -14,6 +14,7 @@ from comp_patches.towers import build_image_processor, load_vision_transformer, 
 from comp_patches.vision_config import VisionTransformerConfig
 from comp_patches.vision_transformer import PackedVisionTransformer
 
+LORA_CONFIG_FILE = "adapter_config.json"  # of a folder that holds LoRA weights alone
 ADAPTER_FILE = "mm_projector.bin"  # LLaVA's mark of a folder that holds the adapter alone
 
 
@@ -61,6 +62,11 @@ def read_tower(checkpoint: str) -> tuple[PackedVisionTransformer, NativeImagePro
 
 def _weights_of(path: Path, raw: dict[str, Any]) -> str:
     """Where the tower's weights are. Stage I trains and saves the adapter alone: its tower is the one it began with."""
+    if (path / LORA_CONFIG_FILE).exists():
+        raise ValueError(
+            f"{path} holds LoRA weights, not a model. Merge them, then export MERGED: "
+            f"python -m llava.merge_lora_weights --model-path {path} --save-model-path MERGED"
+        )
     if not (path / ADAPTER_FILE).exists():
         return str(path)
     base = raw.get("mm_base_model")

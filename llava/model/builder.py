@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from llava.model.loading import ADAPTER_FILE, attach_vision, load_adapter_file, load_config, load_weights
+from llava.model.lora import is_lora_folder, merge_lora, recorded_base
 from llava.model.multimodal_encoder.base import TOWER_OPTIONS
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor
 
@@ -29,8 +30,9 @@ def load_pretrained_model(
     """LLaVA's loader. What a folder holds is decided by its config and files, never by its name.
 
     Args:
-        model_path: a full checkpoint, or a Stage-I folder (config.json and mm_projector.bin).
-        model_base: the LLM below a Stage-I folder; by default the one its config names.
+        model_path: a full checkpoint, a Stage-I folder (config.json and mm_projector.bin), or LoRA weights, which are
+            merged.
+        model_base: the model below such a folder; by default the one that it names.
         model_name: LLaVA's third argument; accepted and not read, since the config says more.
         device: default CUDA, MPS or CPU, whichever is there.
         torch_dtype: "auto" is bfloat16 on CUDA and float32 elsewhere.
@@ -47,8 +49,13 @@ def load_pretrained_model(
     config = load_config(model_path)
     for key, value in (overwrite_config or {}).items():
         setattr(config, key, value)
-    if (Path(model_path) / ADAPTER_FILE).is_file():
-        model = _load_adapter_checkpoint(model_path, model_base, config, torch_dtype, attn_implementation)
+    if is_lora_folder(model_path):
+        base = model_base or recorded_base(model_path, config)
+        model = merge_lora(_load_base(model_path, base, config, torch_dtype, attn_implementation), model_path)
+    elif (Path(model_path) / ADAPTER_FILE).is_file():
+        base = model_base or getattr(config, "mm_base_model", None)
+        model = _load_base(model_path, base, config, torch_dtype, attn_implementation)
+        load_adapter_file(model.get_model().mm_projector, Path(model_path) / ADAPTER_FILE)
     else:
         model = load_weights(model_path, config, dtype=torch_dtype, attn_implementation=attn_implementation)
     image_processor = None
@@ -71,22 +78,19 @@ def default_device() -> str:
     return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
 
 
-def _load_adapter_checkpoint(path: str, base: str | None, config: Any, dtype: torch.dtype, attention: str) -> Any:
-    """Stage I saved the adapter alone: LLM and tower come from where the training took them.
+def _load_base(path: str, base: str | None, config: Any, dtype: torch.dtype, attention: str) -> Any:
+    """The model below a folder that holds only what trained: LLM and tower come from where the training took them.
 
     That is a bare LLM and the tower's own checkpoint, or a LLaVA checkpoint that holds both.
     """
-    base = base or getattr(config, "mm_base_model", None)
     if base is None:
-        raise ValueError(f"{path} holds an adapter only, and its config names no mm_base_model. Give model_base.")
+        raise ValueError(f"{path} holds no whole model, and does not name the one below it. Give model_base.")
     base_config = load_config(base)
     if getattr(base_config, "mm_vision_tower", None):
-        model = load_weights(base, config, dtype=dtype, attn_implementation=attention)
-        load_adapter_file(model.get_model().mm_projector, Path(path) / ADAPTER_FILE)
-        return model
+        return load_weights(base, config, dtype=dtype, attn_implementation=attention)
     model = load_weights(base, base_config, dtype=dtype, attn_implementation=attention)
     for key, value in config.to_dict().items():
-        if key.startswith("mm_"):
+        if key.startswith(("mm_", "use_mm_", "tokenizer_")):
             setattr(model.config, key, value)
     attach_vision(
         model,
@@ -94,7 +98,6 @@ def _load_adapter_checkpoint(path: str, base: str | None, config: Any, dtype: to
         base_model=base,
         projector_type=config.mm_projector_type,
         dtype=dtype,
-        adapter_file=Path(path) / ADAPTER_FILE,
         tower_options={key: config.mm_vision_config[key] for key in (*TOWER_OPTIONS, "merge_size")},
         processor_options=config.mm_image_processor,
     )

@@ -49,7 +49,12 @@ def load_config(path: str) -> Any:
 
 
 def load_weights(
-    path: str, config: Any, *, dtype: torch.dtype | str | None = None, attn_implementation: str = "auto"
+    path: str,
+    config: Any,
+    *,
+    dtype: torch.dtype | str | None = None,
+    attn_implementation: str = "auto",
+    quantization_config: Any = None,
 ) -> PreTrainedModel:
     """A LLaVA model (or, without `mm_vision_tower` in the config, a bare LLM in LLaVA's class) with its weights.
 
@@ -61,6 +66,7 @@ def load_weights(
             config=config,
             dtype=dtype or torch.float32,
             attn_implementation=resolve_attention(attn_implementation),
+            quantization_config=quantization_config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that _check_coverage can say which, and both shapes
         )

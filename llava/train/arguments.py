@@ -13,6 +13,7 @@ import transformers
 from transformers import HfArgumentParser
 
 from llava.model.multimodal_encoder.base import TOWER_OPTIONS
+from llava.train.lora import LoraArguments
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +152,8 @@ class DataArguments:
 
 
 @dataclass
-class TrainingArguments(transformers.TrainingArguments):
-    """transformers' arguments with LLaVA's defaults and a learning rate per part."""
+class TrainingArguments(LoraArguments, transformers.TrainingArguments):
+    """transformers' arguments with LLaVA's defaults, a learning rate per part, and LoRA's."""
 
     optim: str = field(default="adamw_torch")
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the model takes all keys."})

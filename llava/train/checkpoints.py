@@ -17,7 +17,9 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava.model.loading import ADAPTER_FILE
+from llava.model.lora import OTHERS_FILE
 from llava.model.sharding import full_shape
+from llava.train.lora import has_lora, saved_tensors
 from llava.train.parts import AUXILIARY, part_of
 from llava.utils import write_atomically
 
@@ -52,12 +54,16 @@ def load_auxiliary_losses(losses: nn.Module, folder: str) -> None:
 
 def check_saved_weights(folder: str, model: nn.Module, *, adapter_only: bool) -> None:
     """Look into the files that were just written: each of the model's weights must be there with its full shape."""
-    expected = {
-        name: full_shape(parameter)
-        for name, parameter in model.named_parameters()
-        if part_of(name) == "mm_mlp_adapter" or not (adapter_only or part_of(name) == AUXILIARY)
-    }
-    found = _adapter_shapes(folder) if adapter_only else _model_shapes(folder)
+    if has_lora(model):
+        expected = {name: full_shape(parameter) for name, parameter in saved_tensors(model).items()}
+        found = _model_shapes(folder) | _torch_shapes(folder, OTHERS_FILE)
+    else:
+        expected = {
+            name: full_shape(parameter)
+            for name, parameter in model.named_parameters()
+            if part_of(name) == "mm_mlp_adapter" or not (adapter_only or part_of(name) == AUXILIARY)
+        }
+        found = _torch_shapes(folder, ADAPTER_FILE) if adapter_only else _model_shapes(folder)
     wrong = [name for name, shape in expected.items() if found.get(name) != shape]
     if wrong:
         raise ValueError(
@@ -98,8 +104,8 @@ def check_output_dir(output_dir: str) -> None:
             return
 
 
-def _adapter_shapes(folder: str) -> dict[str, tuple[int, ...]]:
-    weights = torch.load(Path(folder) / ADAPTER_FILE, map_location="cpu", weights_only=True)
+def _torch_shapes(folder: str, file: str) -> dict[str, tuple[int, ...]]:
+    weights = torch.load(Path(folder) / file, map_location="cpu", weights_only=True)
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 

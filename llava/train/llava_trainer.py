@@ -17,6 +17,7 @@ from llava.data.sampler import ModalityLengthSampler
 from llava.model.loading import ADAPTER_FILE, load_adapter_file
 from llava.model.sharding import gathered, is_sharded
 from llava.train.checkpoints import check_saved_weights, load_auxiliary_losses, save_adapter, save_auxiliary_losses
+from llava.train.lora import has_lora, load_lora, save_lora, saved_tensors
 from llava.train.metrics import MetricsFile, Throughput, gradient_norms, peak_memory_gib
 from llava.train.parts import AUXILIARY, parameter_groups
 from llava.train.preemption import StopOnSigterm
@@ -161,13 +162,18 @@ class LLaVATrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """LLaVA's layout: the adapter alone where nothing else trained. Every process calls.
+        """LLaVA's layouts: LoRA's, or the adapter alone where nothing else trained, or the model. Every process calls.
 
         A checkpoint in the middle of a run (`_internal_call`) also keeps what the losses have learnt; DeepSpeed's own
         files have it already.
         """
         folder = output_dir or self.args.output_dir
-        if not self.adapter_only:
+        if has_lora(self.model):
+            with gathered(saved_tensors(self.model).values()):
+                if self.args.should_save:
+                    save_lora(self.model, folder)
+                    self.processing_class.save_pretrained(folder)
+        elif not self.adapter_only:
             super().save_model(folder, _internal_call)
         else:
             projector = self.model.get_model().mm_projector
@@ -191,7 +197,9 @@ class LLaVATrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         adapter = Path(resume_from_checkpoint) / ADAPTER_FILE
-        if not self.adapter_only:
+        if has_lora(self.model):
+            load_lora(self.model, resume_from_checkpoint)
+        elif not self.adapter_only:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif os.path.isfile(adapter):
             load_adapter_file((model or self.model).get_model().mm_projector, adapter)

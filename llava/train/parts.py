@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
+from collections.abc import Sequence
 
 from torch import nn
-
-logger = logging.getLogger(__name__)
 
 PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
 AUXILIARY = "auxiliary_losses"  # weights of a loss, no part of the model: trained with it and never saved with it
@@ -34,17 +32,39 @@ def parse_tunable_parts(value: str) -> list[str]:
     return parts
 
 
-def set_tunable_parts(model: nn.Module, parts: list[str]) -> None:
-    """Let exactly these parts train, and log how many parameters of each part do."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+def is_lora(name: str) -> bool:
+    """Whether a parameter is one half of a LoRA pair."""
+    return "lora_A" in name.split(".") or "lora_B" in name.split(".")
+
+
+def set_tunable_parts(
+    model: nn.Module, parts: list[str], lora_parts: Sequence[str] = (), lora_bias: str = "none"
+) -> None:
+    """Let exactly these parts train; of those under LoRA the LoRA weights alone, and the biases that are asked for.
+
+    Args:
+        lora_bias: of the parts under LoRA: none, all, or those of the layers that have LoRA weights (lora_only).
+    """
     for name, parameter in model.named_parameters():
-        part = part_of(name)
-        parameter.requires_grad_(part in parts)
+        part, bias = part_of(name), name.endswith("bias")
+        biases = {"none": False, "all": bias, "lora_only": bias and ".base_layer." in name}
+        whole = part not in lora_parts
+        parameter.requires_grad_(part in parts and (whole or is_lora(name) or biases[lora_bias]))
+
+
+def trainable_table(model: nn.Module, learning_rates: dict[str, float]) -> str:
+    """What trains: of each module its parameters, how many of them train, and with which learning rate."""
+    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for name, parameter in model.named_parameters():
+        module = ".".join(name.split(".")[: 2 if name.startswith("model.") else 1])
         size = getattr(parameter, "ds_numel", parameter.numel())  # a sharded parameter has no elements of its own
-        counts[part][0] += size
-        counts[part][1] += size * parameter.requires_grad
-    for part, (total, trainable) in counts.items():
-        logger.info("%-18s %14s parameters, %14s train", part, f"{total:,}", f"{trainable:,}")
+        counts[module, part_of(name)][0] += size
+        counts[module, part_of(name)][1] += size * parameter.requires_grad
+    lines = [f"{'module':<20} {'part':<18} {'parameters':>14} {'train':>14} {'learning rate':>14}"]
+    for (module, part), (total, trainable) in counts.items():
+        rate = f"{learning_rates[part]:g}" if trainable and part in learning_rates else "-"
+        lines.append(f"{module:<20} {part:<18} {total:>14,} {trainable:>14,} {rate:>14}")
+    return "\n".join(lines)
 
 
 def parameter_groups(
@@ -57,7 +77,8 @@ def parameter_groups(
         decay_names: parameters under weight decay (matrices; not norms, not biases).
 
     A parameter that requires a gradient and belongs to a part without a learning rate is refused: it would silently
-    stay as it is (in the authors' release Stage III leaves its adapter out like this).
+    stay as it is (in the authors' release Stage III leaves its adapter out like this). So is a part with a learning
+    rate of which nothing trains.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
     orphans = []
@@ -72,6 +93,11 @@ def parameter_groups(
         raise ValueError(
             f"{len(orphans)} parameter(s) should train but are in no optimizer group, the first {orphans[0]} "
             f"(part {part_of(orphans[0])}; parts with a learning rate: {', '.join(learning_rates)})."
+        )
+    idle = learning_rates.keys() - {part for part, _ in groups}
+    if idle:
+        raise ValueError(
+            f"{min(idle)} should train with learning rate {learning_rates[min(idle)]}, but nothing in it does."
         )
     return [
         {

@@ -24,7 +24,8 @@ from llava.model.multimodal_encoder.builder import checkpoint_image_processor, w
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpoints import check_output_dir, last_complete_checkpoint
 from llava.train.llava_trainer import LLaVATrainer, NonFiniteError
-from llava.train.parts import AUXILIARY, parse_tunable_parts, set_tunable_parts
+from llava.train.lora import add_lora, refuse_lora_folder
+from llava.train.parts import AUXILIARY, parse_tunable_parts, set_tunable_parts, trainable_table
 from llava.train.preemption import EXIT_STATUS
 from llava.train.zero import prepare_zero
 from llava.utils import mistakes_in_one_line, write_text
@@ -60,6 +61,8 @@ def build_stage(
             f"One process sees {training_args.n_gpu} GPUs. Launch one per GPU: torchrun --nproc_per_node=N."
         )
     parts = parse_tunable_parts(model_args.mm_tunable_parts)
+    lora_parts = training_args.adapted_parts(parts)
+    refuse_lora_folder(model_args.model_name_or_path)
     if model_args.version not in conv_templates:
         raise ValueError(f"--version {model_args.version!r} is unknown. Known: {', '.join(sorted(conv_templates))}.")
     records = load_records(data_args.data_path, seed=training_args.seed)
@@ -70,13 +73,17 @@ def build_stage(
     model = load_model(model_args, data_args, training_args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, training_args.model_max_length)
     image_processor = checkpoint_image_processor(model.config)
-    set_tunable_parts(model, parts)
+    if lora_parts:
+        add_lora(model, lora_parts, training_args, model_args.model_name_or_path)
+    set_tunable_parts(model, parts, lora_parts, training_args.lora_bias)
     record_in_config(model.config, model_args, training_args, tokenizer)
     if model_args.use_alignment_loss:
         name = model_args.auxiliary_loss
         loss = build_auxiliary_loss(name, **model_args.auxiliary_options(model.config))
         model.add_auxiliary_loss(name, loss, model_args.alignment_weight)
         parts += [AUXILIARY] * bool(list(loss.parameters()))
+    rates = learning_rates(parts, training_args)
+    logger.info("What trains:\n%s", trainable_table(model, rates))
 
     dataset = LLaVADataset(
         records,
@@ -95,7 +102,7 @@ def build_stage(
         train_dataset=dataset,
         data_collator=PackedCollator(3 * image_processor.patch_size**2),
         processing_class=tokenizer,
-        learning_rates=learning_rates(parts, training_args),
+        learning_rates=rates,
         bad_samples=BadSampleLedger(data_args.max_bad_samples, len(dataset)),
     )
     if trainer.args.should_save:
@@ -142,7 +149,11 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
     halves = training_args.bf16 and (training_args.deepspeed or not training_args.use_cpu)
     dtype = torch.bfloat16 if halves else torch.float32
     model = load_weights(
-        model_args.model_name_or_path, config, dtype=dtype, attn_implementation=training_args.attn_implementation
+        model_args.model_name_or_path,
+        config,
+        dtype=dtype,
+        attn_implementation=training_args.attn_implementation,
+        quantization_config=training_args.quantization(dtype),
     )
     if not has_tower:
         attach_vision(
@@ -157,6 +168,9 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
         )
     elif model_args.pretrain_mm_mlp_adapter:
         load_adapter_file(model.get_model().mm_projector, model_args.pretrain_mm_mlp_adapter)
+    if training_args.bits < 16:  # the Trainer moves no quantised model, and tower and adapter came later
+        model.get_model().vision_tower.to(model.device)
+        model.get_model().mm_projector.to(model.device)
     return model
 
 

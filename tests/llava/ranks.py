@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from llava.model.lora import is_lora_folder, read_lora
 from llava.train.arguments import parse_arguments
 from llava.train.checkpoints import last_complete_checkpoint
 from llava.train.train import build_stage, run_stage
@@ -78,6 +79,8 @@ def logged(folder: Path, key: str) -> list[float]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     adapter = folder / "mm_projector.bin"
+    if is_lora_folder(folder):
+        return read_lora(folder)
     return torch.load(adapter, weights_only=True) if adapter.exists() else load_file(folder / "model.safetensors")
 
 

@@ -13,7 +13,9 @@ STEPS = 400
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, tiny.FULL_STAGE], ids=["adapter", "all parts"])
+@pytest.mark.parametrize(
+    "changes", [{}, tiny.FULL_STAGE, tiny.FULL_STAGE | {"lora_enable": True}], ids=["adapter", "all parts", "lora"]
+)
 def test_a_killed_run_continues_to_the_end(llm, siglip, data, tmp_path, changes):
     out, log = tmp_path / "out", tmp_path / "log"
     arguments = tiny.stage_arguments(

@@ -100,6 +100,20 @@ def test_zero_trains_as_one_process(llm, siglip, mixed, prior, tmp_path, config)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_lora_under_zero_is_lora_in_one_process(llm, siglip, mixed, prior, tmp_path, config):
+    """LLM and tower under LoRA, without dropout, whose draws differ by rank; merged, both give the same logits."""
+    lora = {"lora_enable": True, "lora_parts": "mm_language_model,mm_vision_tower", "lora_r": 4, "lora_dropout": 0}
+    one, two, flags = tmp_path / "one", tmp_path / "two", all_parts(prior) | lora
+    train_alone(tiny.stage_arguments(llm, siglip, mixed, one, **flags))
+    launch(tiny.stage_arguments(llm, siglip, mixed, two, **halved(flags, config)))
+    assert_same_run(two, one)
+    ids = torch.arange(9)[None]
+    logits = [load_pretrained_model(str(folder), device="cpu")[1](ids).logits for folder in (one, two)]
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_answers_of_several_chunks_on_one_rank_and_of_one_on_the_other(untied, siglip, prior, tmp_path):
     """`decoding_loss` then runs a different number of times on each, which must not be a number of collectives."""
     data = save_mixed_data(tmp_path / "data", long_answer=300)
