@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from transformers import TrainingArguments
+from llava.train.arguments import TrainingArguments
 
 GATHER = "stage3_gather_16bit_weights_on_model_save"
 
@@ -18,6 +18,11 @@ def prepare_zero(args: TrainingArguments) -> None:
         raise ValueError(
             f'--deepspeed {args.deepspeed}: under stage 3 the model is saved only with "{GATHER}": true in '
             '"zero_optimization". Add it, or take scripts/zero3.json.'
+        )
+    if zero.get("stage") == 3 and args.bits < 16:
+        raise ValueError(
+            f"--bits {args.bits} --deepspeed {args.deepspeed}: stage 3 cannot shard quantised weights. Take "
+            "scripts/zero2.json, or leave --bits out."
         )
     # DeepSpeed's own calls, a line per collective and nothing that a user could change.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)

@@ -15,7 +15,9 @@ from llava.train.arguments import parse_arguments
 from llava.train.checkpoints import check_saved_weights
 from llava.train.parts import parameter_groups, part_of
 from llava.train.train import build_stage, main, run_stage
+from llava.train.zero import prepare_zero
 from tests.llava import tiny
+from tests.llava.ranks import REPOSITORY
 from tests.llava.test_train import history, train
 
 LLM = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-2} | tiny.FULL_STAGE
@@ -240,6 +242,25 @@ def test_a_save_without_a_weight_is_refused(llm, siglip, data, tmp_path, file):
         saved.unlink()
     with pytest.raises(ValueError, match=r"weights were not saved whole, the first base_model\.model\."):
         check_saved_weights(str(tmp_path / "out"), trainer.model, adapter_only=False)
+
+
+def test_qlora_quantises_the_llm_and_not_what_trains_or_is_read_as_it_is(llm, siglip, data, tmp_path):
+    arguments = tiny.stage_arguments(llm, siglip, data, tmp_path / "out", **LLM, bits=4, quant_type="fp4")
+    *_, training_args = parse_arguments(arguments)
+    config = training_args.quantization(torch.bfloat16)
+    assert (config.load_in_4bit, config.load_in_8bit) == (True, False)
+    assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == ("fp4", True)
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16
+    assert set(config.llm_int8_skip_modules) == {"vision_tower", "mm_projector", "lm_head"}
+    training_args.bits = 16
+    assert training_args.quantization(torch.bfloat16) is None
+
+
+def test_quantised_weights_are_not_to_be_sharded(llm, siglip, data, tmp_path):
+    changes = LLM | {"bits": 8, "deepspeed": REPOSITORY / "scripts/zero3.json"}
+    *_, training_args = parse_arguments(tiny.stage_arguments(llm, siglip, data, tmp_path / "out", **changes))
+    with pytest.raises(ValueError, match=r"--bits 8 --deepspeed .*zero3\.json: stage 3 cannot shard"):
+        prepare_zero(training_args)
 
 
 REFUSED = {
