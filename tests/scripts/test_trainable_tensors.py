@@ -1,0 +1,105 @@
+"""Of every stage of every preset, built at tiny size: the names of the parameters that train, one by one."""
+
+import functools
+
+import pytest
+from safetensors import safe_open
+
+from llava.train.arguments import parse_arguments
+from llava.train.train import build_stage, run_stage
+from tests.llava import tiny
+from tests.scripts.launching import STAGES, dry_run, flag, trainer_flags
+from tests.scripts.test_recipes import ON_ANY_MACHINE, PRESETS
+
+ADAPTER = {f"model.mm_projector.{name}.{kind}" for name in ("norm", "0", "2") for kind in ("weight", "bias")}
+LLM_LAYERS = [
+    f"model.layers.{layer}.{name}"
+    for layer in range(2)
+    for name in (*(f"self_attn.{x}_proj" for x in "qkvo"), "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+]
+TOWER = "model.vision_tower.vision_tower"
+TOWER_LAYERS = [
+    f"{TOWER}.patch_embedding",
+    *(
+        f"{TOWER}.layers.{layer}.{name}"
+        for layer in range(2)
+        for name in ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2")
+    ),
+]
+LORA = {  # flags after the script's name -> the layers under LoRA
+    "llm": (["--lora_enable", "True"], LLM_LAYERS),
+    "llm and tower": (
+        ["--lora_enable", "True", "--lora_parts", "mm_language_model,mm_vision_tower"],
+        [*LLM_LAYERS, *TOWER_LAYERS],
+    ),
+}
+
+
+@functools.cache
+def commands(preset):
+    return dict(zip(STAGES, dry_run("train_all", PRESET=preset, NUM_GPUS="0"), strict=True))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A tiny LLM, tower, data set, prior, adapter file and full checkpoint: what a preset's stages start from."""
+    folder = tmp_path_factory.mktemp("parts")
+    llm, siglip = tiny.save_llm(folder / "llm"), tiny.save_siglip(folder / "siglip")
+    data, prior = tiny.save_data(folder / "data", count=4), tiny.save_prior(folder / "prior.safetensors")
+    for name, changes in (("adapter", {}), ("full", tiny.FULL_STAGE)):
+        arguments = tiny.stage_arguments(llm, siglip, data, folder / name, **changes, max_steps=1)
+        run_stage(*build_stage(*parse_arguments(arguments)))
+    return folder, prior
+
+
+def trainable(preset, stage, parts, *flags):
+    """The names of what would train, which is what the optimizer holds, of the stage's own flags over tiny parts."""
+    folder, prior = parts
+    command = trainer_flags(commands(preset)[stage])
+    places = {
+        "--model_name_or_path": folder / ("llm" if flag(command, "--vision_tower") else "full"),
+        "--vision_tower": f"comp-siglip:{folder / 'siglip'}",
+        "--pretrain_mm_mlp_adapter": folder / "adapter" / "mm_projector.bin",
+        "--data_path": folder / "data" / "data.json",
+        "--image_folder": folder / "data" / "images",
+        "--word_prior": prior,
+        "--output_dir": folder / "out",
+        "--report_to": "none",
+    }
+    moved = [str(word) for name, place in places.items() if flag(command, name) is not None for word in (name, place)]
+    trainer, _ = build_stage(*parse_arguments([*command, *moved, *ON_ANY_MACHINE, *flags]))
+    optimized = [id(p) for group in trainer.create_optimizer().param_groups for p in group["params"]]
+    names = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert sorted(optimized) == sorted(id(trainer.model.get_parameter(name)) for name in names)
+    return names
+
+
+def every_name(parts):
+    """Of the whole model, as a file has it; the LLM's head is tied."""
+    with safe_open(parts[0] / "full" / "model.safetensors", framework="pt") as tensors:
+        return set(tensors.keys()) - {"lm_head.weight"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_a_stage_trains(parts, preset, stage):
+    assert every_name(parts) > ADAPTER
+    expected = ADAPTER if stage == "stage1" else every_name(parts)
+    assert trainable(preset, stage, parts) == expected
+
+
+@pytest.mark.parametrize("variant", LORA)
+@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_a_stage_under_lora_trains(parts, preset, stage, variant):
+    flags, layers = LORA[variant]
+    expected = {f"{layer}.lora_{half}.default.weight" for layer in layers for half in "AB"} | ADAPTER
+    if variant == "llm":
+        expected |= {name for name in every_name(parts) if name.startswith("model.vision_tower.")}
+    assert trainable(preset, stage, parts, *flags) == expected
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_stage_1_has_nothing_to_put_under_lora(parts, preset):
+    with pytest.raises(ValueError, match=r"--lora_parts mm_language_model .*--mm_tunable_parts mm_mlp_adapter"):
+        trainable(preset, "stage1", parts, "--lora_enable", "True")
