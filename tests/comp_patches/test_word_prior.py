@@ -175,7 +175,7 @@ from comp_patches.commands import word_counting, word_prior
 word_counting.RECORDS_AT_A_TIME = 7
 count_tokens = word_counting.count_tokens
 def slowly(*arguments):
-    time.sleep(0.4)
+    time.sleep(1.5)
     return count_tokens(*arguments)
 word_counting.count_tokens = slowly
 word_prior.main(sys.argv[1:])
