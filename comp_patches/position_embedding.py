@@ -40,8 +40,13 @@ class LearnedPositionEmbedding(nn.Module):
 def _weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Sums of rows of a table (rows, D): for index and weight (P, taps), (P, D)."""
     if table.device.type == "mps":  # embedding_bag came to it with PyTorch 2.10
-        return (table[index] * weight[..., None]).sum(dim=1)
+        return _gathered_rows(table, index, weight)
     return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+
+
+def _gathered_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """The same by way of (P, taps, D)."""
+    return (table[index] * weight[..., None]).sum(dim=1)
 
 
 def sincos_position_embedding(y: Tensor, x: Tensor, width: int) -> Tensor:

@@ -23,7 +23,7 @@ from llava.model.lora import (
     lora_tensors,
     read_lora,
 )
-from llava.train.parts import AUXILIARY, is_lora, part_of
+from llava.train.parts import AUXILIARY, is_lora, parse_parts, part_of
 from llava.utils import write_atomically, write_text
 
 LORA_PARTS = ("mm_language_model", "mm_vision_tower")
@@ -63,10 +63,7 @@ class LoraArguments:
                 if each.name.startswith("lora_") and value != each.default:
                     raise ValueError(f"--{each.name} {value} does nothing without --lora_enable True.")
             return []
-        parts = [part.strip() for part in self.lora_parts.split(",") if part.strip()]
-        unknown = [part for part in parts if part not in LORA_PARTS]
-        if unknown or not parts:
-            raise ValueError(f"--lora_parts {self.lora_parts!r}: unknown {unknown or 'empty'}. Known: {LORA_PARTS}.")
+        parts = parse_parts(self.lora_parts, "lora_parts", LORA_PARTS)
         frozen = [part for part in parts if part not in tunable]
         if frozen:
             raise ValueError(

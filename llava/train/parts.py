@@ -23,12 +23,12 @@ def part_of(name: str) -> str:
     return "mm_language_model"
 
 
-def parse_tunable_parts(value: str) -> list[str]:
-    """`--mm_tunable_parts` as a list; an unknown part is refused."""
+def parse_parts(value: str, flag: str = "mm_tunable_parts", known: Sequence[str] = PARTS) -> list[str]:
+    """A flag's comma list of parts; an unknown part is refused, and so is an empty list."""
     parts = [part.strip() for part in value.split(",") if part.strip()]
-    unknown = [part for part in parts if part not in PARTS]
+    unknown = [part for part in parts if part not in known]
     if unknown or not parts:
-        raise ValueError(f"--mm_tunable_parts {value!r}: unknown {unknown or 'empty'}. Known: {', '.join(PARTS)}.")
+        raise ValueError(f"--{flag} {value!r}: unknown {unknown or 'empty'}. Known: {', '.join(known)}.")
     return parts
 
 

@@ -25,7 +25,7 @@ from llava.train.arguments import DataArguments, ModelArguments, TrainingArgumen
 from llava.train.checkpoints import check_output_dir, last_complete_checkpoint
 from llava.train.llava_trainer import LLaVATrainer, NonFiniteError
 from llava.train.lora import add_lora, refuse_lora_folder
-from llava.train.parts import AUXILIARY, parse_tunable_parts, set_tunable_parts, trainable_table
+from llava.train.parts import AUXILIARY, parse_parts, set_tunable_parts, trainable_table
 from llava.train.preemption import EXIT_STATUS
 from llava.train.zero import prepare_zero
 from llava.utils import mistakes_in_one_line, write_text
@@ -60,7 +60,7 @@ def build_stage(
         raise ValueError(
             f"One process sees {training_args.n_gpu} GPUs. Launch one per GPU: torchrun --nproc_per_node=N."
         )
-    parts = parse_tunable_parts(model_args.mm_tunable_parts)
+    parts = parse_parts(model_args.mm_tunable_parts)
     lora_parts = training_args.adapted_parts(parts)
     refuse_lora_folder(model_args.model_name_or_path)
     if model_args.version not in conv_templates:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 ROOT = Path(__file__).parents[2]
 STEPS = {"stage1": 300, "stage2_fixed": 60, "stage2_native": 240}
 COLUMNS = ("row", "seed", "facts", "large", "document", "chart", "scene", "minutes", "steps", "commit")
@@ -67,7 +69,7 @@ def measure(unit: Unit, work: Path) -> dict[str, str]:
     """Train and evaluate one unit: a line for the CSV file. `minutes` are of this call alone."""
     start = time.monotonic()
     data, run = work / "data", work / unit.folder / "embedded"
-    with _alone(work):
+    with FileLock(work / "data.lock"):
         _call([sys.executable, "-m", "playground.make_data", "--output", str(data)])
     environment = {"PRESET": "embedded", "OUTPUT_ROOT": str(run.parent), "DATA_ROOT": str(data)}
     environment |= {"VISION_TOWER": unit.row.tower, "NUM_GPUS": "0"}
@@ -122,14 +124,6 @@ def _call(command: list[str], environment: dict[str, str] | None = None) -> str:
     if done.returncode:
         sys.exit(f"error: exit code {done.returncode} of {' '.join(command)}: the lines above say why.")
     return done.stdout
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; the others wait."""
-    with (folder / "claim").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

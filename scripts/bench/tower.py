@@ -27,9 +27,8 @@ def compare(setting: Setting, names: list[str], rounds: int, console: Console) -
     """A table of one ViT: seconds, images a second, ratios and memory of each encoder."""
     what = "forward and backward" if setting.backward else "forward"
     seconds = best_seconds({name: ENCODERS[name](setting) for name in names}, rounds, what)
-    table = Table(
-        "encoder", "s / batch", "images / s", "÷ floor", "÷ ours", "extra peak MB", title=_title(setting, what)
-    )
+    title = f"{_title(setting, what)}, {len(setting.grids)} images, {sum(setting.lengths)} patches"
+    table = Table("encoder", "s / batch", "images / s", "÷ floor", "÷ ours", "extra peak MB", title=title)
     for name, value in seconds.items():
         ratios = [f"{value / seconds[base]:.2f}" if base in seconds else "-" for base in ("floor", "ours")]
         peak = f"{peak_megabytes(ENCODERS[name], setting):.0f}"
@@ -41,8 +40,7 @@ def growth(setting: Setting, rounds: int, console: Console) -> None:
     """Milliseconds per image of 1, 4, 16 and 64 images a call. A round is 64 images of each, whatever the call holds:
     then what disturbs the machine weighs on all alike."""
     table = Table("image", *(f"{count} images, ms each" for count in GROWTH_COUNTS), "largest ÷ least")
-    vit = setting.vit
-    table.title = f"forward, ours: width {vit.width}, {vit.heads} heads, {vit.layers} layers"
+    table.title = _title(setting, "forward, ours")
     for label, grid in GROWTH_SIZES.items():
         runs = {str(count): _repeated(replace(setting, grids=(grid,) * count)) for count in GROWTH_COUNTS}
         each = [1000 / max(GROWTH_COUNTS) * seconds for seconds in best_seconds(runs, rounds, label).values()]
@@ -63,10 +61,8 @@ def _repeated(setting: Setting) -> Run:
 
 def _title(setting: Setting, what: str) -> str:
     vit = setting.vit
-    return (
-        f"{what}: width {vit.width}, {vit.heads} heads, {vit.layers} layers, {len(setting.grids)} images, "
-        f"{sum(setting.lengths)} patches, {str(setting.dtype).removeprefix('torch.')} on {setting.device}"
-    )
+    dtype = str(setting.dtype).removeprefix("torch.")
+    return f"{what}: width {vit.width}, {vit.heads} heads, {vit.layers} layers, {dtype} on {setting.device}"
 
 
 def main() -> None:

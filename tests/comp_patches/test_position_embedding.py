@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comp_patches.position_embedding import INTERPOLATIONS, LearnedPositionEmbedding
+from comp_patches.position_embedding import (
+    INTERPOLATIONS,
+    LearnedPositionEmbedding,
+    _gathered_rows,
+    interpolation_taps,
+)
 from tests.comp_patches import naive
 
 
@@ -43,6 +48,13 @@ def test_500_random_grids_match_interpolating_each_image(interpolation, table, m
             for found, weight in ((packed, module.weight), (expected, reference))
         )
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic_antialias"])
+def test_where_there_is_no_embedding_bag_a_gather_gives_the_same(interpolation, coordinates):
+    module, at = embedding(5, 9, interpolation), coordinates([(1, 6, 10), (1, 2, 2)])
+    gathered = _gathered_rows(module.weight, *interpolation_taps(at, 5, 9, interpolation))
+    assert_close(gathered, module(at))
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)

@@ -149,8 +149,9 @@ def test_compiled_layers_are_one_graph_with_the_same_gradients(tiny_tower, rando
 
 
 @pytest.mark.parametrize("tokens", [1, 30, 45])
-def test_taking_the_batch_in_pieces_changes_nothing(tiny_tower, random_patches, monkeypatch, tokens):
-    tower, pixels = tiny_tower(), random_patches(GRIDS)
+@pytest.mark.parametrize("options", [{}, {"class_token": True, "num_register_tokens": 2}], ids=["plain", "prefix"])
+def test_taking_the_batch_in_pieces_changes_nothing(tiny_tower, random_patches, monkeypatch, tokens, options):
+    tower, pixels = tiny_tower(**options), random_patches(GRIDS)
     whole = tower(pixels, GRIDS)
     monkeypatch.setattr(vision_transformer, "CPU_TOKENS", tokens)
     assert_close(tower(pixels, GRIDS), whole, atol=2e-5, rtol=1e-5)
