@@ -108,7 +108,7 @@ def test_gradient_checkpointing_computes_layers_again_and_changes_no_gradient(ti
 
 
 @pytest.mark.parametrize("trains", [True, False])
-def test_the_backend_is_chosen_for_the_dtype_that_autocast_gives(tiny_tower, random_patches, monkeypatch, trains):
+def test_the_backend_is_chosen_for_the_dtype_that_autocast_gives(tiny_tower, monkeypatch, trains):
     asked = []
 
     def choose(*question):
@@ -116,9 +116,9 @@ def test_the_backend_is_chosen_for_the_dtype_that_autocast_gives(tiny_tower, ran
         return "sdpa"
 
     monkeypatch.setattr(vision_transformer, "choose_backend", choose)
-    tower = tiny_tower()
+    states = torch.zeros(1, 48)  # what a norm before the layers leaves under a GPU's autocast; a CPU's rounds it
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(trains):
-        tower(random_patches(GRIDS), GRIDS)
+        tiny_tower()._attention_backend(states)
     assert asked == [(torch.bfloat16, 12, trains)]
 
 
