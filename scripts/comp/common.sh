@@ -2,13 +2,14 @@
 # What the stage scripts share: which hardware, which command, may it run now. Sourced from scripts/comp/*.sh, never run.
 #
 # A stage script calls `run_stage NAME FLAGS...`, which
-#   1. reads the recipe of that stage from presets/$PRESET.sh, the only place where hyper-parameters stand,
+#   1. reads the recipe of that stage: presets/$PRESET.sh, over paper.sh where it is the paper's,
 #   2. adds what the hardware asks for and, last, the caller's own flags (the last value of a flag wins),
 #   3. makes or asks for what the stage needs: data, predecessor, word prior,
 #   4. trains, and leaves OUTPUT/finished.json when it is done.
 #
 # Environment (docs/recipes.md):
 #   PRESET        a file of presets/        default: comp_1b_siglip on GPUs, embedded without
+#   ROW           the row of a preset that is a table of the paper
 #   OUTPUT_ROOT   runs are written here     default: runs
 #   DATA_ROOT     data sets                 default: the preset's
 #   NUM_GPUS      GPUs of this machine      default: counted; 0 trains on the CPU
@@ -30,12 +31,21 @@ load_preset() {
   fi
   local file="scripts/comp/presets/$PRESET.sh"
   [[ -f $file ]] || die "PRESET=$PRESET is unknown; there are: $(list_presets)"
-  export PRESET
+  ROW=${ROW:-}
+  export PRESET ROW
   OUTPUT_ROOT=${OUTPUT_ROOT:-runs}
-  RUN="$OUTPUT_ROOT/$PRESET"
+  RUN="$OUTPUT_ROOT/$PRESET${ROW:+/$ROW}"
   WORD_PRIOR="$RUN/word_prior.safetensors"
+  ROWS="" STAGES=() ALIGNMENT=()
   # shellcheck source=scripts/comp/presets/comp_1b_siglip.sh
   source "$file"
+  check_row
+}
+
+check_row() {
+  [[ -n $ROW$ROWS ]] || return 0
+  [[ -n $ROWS ]] || die "ROW=$ROW: preset $PRESET has no rows, leave ROW unset"
+  [[ -n $ROW && " $ROWS " == *" $ROW "* ]] || die "ROW=$ROW: preset $PRESET has the rows: $ROWS"
 }
 
 list_presets() {
@@ -125,6 +135,18 @@ predecessor_of() { # STAGE -> the stage before it in STAGES, or nothing
   printf '%s' "$previous"
 }
 
+# What a stage starts from: the adapter alone is what Stage I leaves, any other stage a whole model. Sets START.
+start_of() { # STAGE
+  local previous
+  previous=$(predecessor_of "$1")
+  START=(--model_name_or_path "$LLM" --vision_tower "$VISION_TOWER" --mm_projector_type downsample_mlp)
+  case $previous in
+    "") ;;
+    stage1) START+=(--pretrain_mm_mlp_adapter "$RUN/stage1/mm_projector.bin") ;;
+    *) START=(--model_name_or_path "$RUN/$previous") ;; # it brings its own tower
+  esac
+}
+
 # Nothing to do for a first stage, nor when the caller's own flags start from something else.
 ensure_predecessor() {
   local stage=$1 previous start
@@ -139,7 +161,7 @@ ensure_predecessor() {
     say "$stage: starts from $RUN/$previous, which is not finished; running that first."
     FRESH=0 bash "scripts/comp/$previous.sh"
   else
-    die "$stage starts from $RUN/$previous, which is missing or unfinished. This makes it: PRESET=$PRESET bash scripts/comp/$previous.sh"
+    die "$stage starts from $RUN/$previous, which is missing or unfinished. This makes it: PRESET=$PRESET${ROW:+ ROW=$ROW} bash scripts/comp/$previous.sh"
   fi
 }
 

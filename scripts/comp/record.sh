@@ -71,7 +71,7 @@ record_start() {
 record_finish() {
   local stage=$1 output=$2
   main_node || return 0
-  printf '{"preset": "%s", "stage": "%s", "finished": "%s"}\n' "$PRESET" "$stage" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \
+  printf '{"preset": "%s", "stage": "%s", "finished": "%s"}\n' "$PRESET${ROW:+/$ROW}" "$stage" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \
     >"$output/finished.json.partial"
   mv "$output/finished.json.partial" "$output/finished.json"
   say "$stage: finished ($output)"

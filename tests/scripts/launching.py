@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,18 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("stage1", "stage2_fixed", "stage2_native", "stage3_sft")
 TRAINER = "llava.train.train_mem"
 PRIOR_OF = {"comp_1b_siglip": ("Qwen/Qwen2.5-0.5B-Instruct", "yaml"), "embedded": ("playground/models/llm", "json")}
+
+PRESET_FOLDER = ROOT / "scripts/comp/presets"
+PRESETS = sorted(file.stem for file in PRESET_FOLDER.glob("*.sh"))
+
+
+def rows_of(preset: str) -> list[str]:
+    """The rows that a preset's file lists; one empty row where it lists none."""
+    listed = re.search(r'^ROWS="(.*)"$', (PRESET_FOLDER / f"{preset}.sh").read_text(), re.MULTILINE)
+    return listed[1].split() if listed else [""]
+
+
+RECIPES = [(preset, row) for preset in PRESETS for row in rows_of(preset)]
 
 # One line per launch: the words, separated as Python's shlex reads them.
 FAKE_TORCHRUN = """#!/usr/bin/env bash

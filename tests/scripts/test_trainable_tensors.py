@@ -8,8 +8,8 @@ from safetensors import safe_open
 from llava.train.arguments import parse_arguments
 from llava.train.train import build_stage, run_stage
 from tests.llava import tiny
-from tests.scripts.launching import STAGES, dry_run, flag, trainer_flags
-from tests.scripts.test_recipes import ON_ANY_MACHINE, PRESETS
+from tests.scripts.launching import RECIPES, STAGES, dry_run, flag, trainer_flags
+from tests.scripts.test_recipes import ON_ANY_MACHINE
 
 ADAPTER = {f"model.mm_projector.{name}.{kind}" for name in ("norm", "0", "2") for kind in ("weight", "bias")}
 LLM_LAYERS = [
@@ -35,9 +35,16 @@ LORA = {  # flags after the script's name -> the layers under LoRA
 }
 
 
+LORA_PRESETS = ("embedded", "comp_1b_siglip")
+NO_POSITIONS = ("tab5a", "rope_768")
+FROZEN_LLM = ("tab4", "4")
+
+
 @functools.cache
-def commands(preset):
-    return dict(zip(STAGES, dry_run("train_all", PRESET=preset, NUM_GPUS="0"), strict=True))
+def commands(preset, row=""):
+    """Stage -> what would be launched."""
+    printed = dry_run("train_all", PRESET=preset, ROW=row, NUM_GPUS="0")
+    return {flag(command, "--output_dir").rpartition("/")[2]: trainer_flags(command) for command in printed}
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +59,9 @@ def parts(tmp_path_factory):
     return folder, prior
 
 
-def trainable(preset, stage, parts, *flags):
-    """The names of what would train, which is what the optimizer holds, of the stage's own flags over tiny parts."""
+def trainable(command, parts, *flags):
+    """The names of what would train, which is what the optimizer holds, of a stage's own flags over tiny parts."""
     folder, prior = parts
-    command = trainer_flags(commands(preset)[stage])
     places = {
         "--model_name_or_path": folder / ("llm" if flag(command, "--vision_tower") else "full"),
         "--vision_tower": f"comp-siglip:{folder / 'siglip'}",
@@ -80,26 +86,45 @@ def every_name(parts):
         return set(tensors.keys()) - {"lm_head.weight"}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("preset", PRESETS)
-def test_what_a_stage_trains(parts, preset, stage):
+@pytest.mark.parametrize("preset", [preset for preset, row in RECIPES if not row])
+def test_what_the_stages_train(parts, preset):
     assert every_name(parts) > ADAPTER
-    expected = ADAPTER if stage == "stage1" else every_name(parts)
-    assert trainable(preset, stage, parts) == expected
+    for stage, command in commands(preset).items():
+        assert trainable(command, parts) == (ADAPTER if stage == "stage1" else every_name(parts))
+
+
+def test_rows_that_train_less(parts):
+    tower_and_adapter = ("model.vision_tower.", "model.mm_projector.")
+    without_llm = {name for name in every_name(parts) if name.startswith(tower_and_adapter)}
+    assert trainable(commands(*FROZEN_LLM)["stage2_fixed"], parts) == without_llm
+    assert trainable(commands(*FROZEN_LLM)["stage3_sft"], parts) == every_name(parts)
+    without_positions = {name for name in every_name(parts) if not name.startswith(f"{TOWER}.position_embedding.")}
+    assert len(without_positions) == len(every_name(parts)) - 1
+    assert trainable(commands(*NO_POSITIONS)["stage3_sft"], parts) == without_positions
+
+
+def test_no_other_row_names_other_parts():
+    whole, adapter = "mm_vision_tower,mm_mlp_adapter,mm_language_model", "mm_mlp_adapter"
+    for preset, row in RECIPES:
+        for stage, command in commands(preset, row).items():
+            expected = adapter if stage == "stage1" else whole
+            if (preset, row) == FROZEN_LLM and stage == "stage2_fixed":
+                expected = "mm_vision_tower,mm_mlp_adapter"
+            assert flag(command, "--mm_tunable_parts") == expected, (preset, row, stage)
 
 
 @pytest.mark.parametrize("variant", LORA)
 @pytest.mark.parametrize("stage", STAGES[1:])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", LORA_PRESETS)
 def test_what_a_stage_under_lora_trains(parts, preset, stage, variant):
     flags, layers = LORA[variant]
     expected = {f"{layer}.lora_{half}.default.weight" for layer in layers for half in "AB"} | ADAPTER
     if variant == "llm":
         expected |= {name for name in every_name(parts) if name.startswith("model.vision_tower.")}
-    assert trainable(preset, stage, parts, *flags) == expected
+    assert trainable(commands(preset)[stage], parts, *flags) == expected
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", LORA_PRESETS)
 def test_stage_1_has_nothing_to_put_under_lora(parts, preset):
     with pytest.raises(ValueError, match=r"--lora_parts mm_language_model .*--mm_tunable_parts mm_mlp_adapter"):
-        trainable(preset, "stage1", parts, "--lora_enable", "True")
+        trainable(commands(preset)["stage1"], parts, "--lora_enable", "True")

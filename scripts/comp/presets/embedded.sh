@@ -41,11 +41,10 @@ prepare_data() { # DATA_FILE
 }
 
 recipe_stage1() {
+  start_of stage1
   GLOBAL_BATCH=32 BATCH_PER_DEVICE=32
   RECIPE=(
-    --model_name_or_path "$LLM"
-    --vision_tower "$VISION_TOWER"
-    --mm_projector_type downsample_mlp
+    "${START[@]}"
     --version plain
     --data_path "$DATA_ROOT/stage1.json"
     --mm_tunable_parts mm_mlp_adapter
@@ -57,24 +56,16 @@ recipe_stage1() {
   )
 }
 
-recipe_stage2_fixed() {
-  recipe_stage2 \
-    --model_name_or_path "$LLM" \
-    --vision_tower "$VISION_TOWER" \
-    --mm_projector_type downsample_mlp \
-    --pretrain_mm_mlp_adapter "$RUN/stage1/mm_projector.bin" \
-    --max_steps 80 \
-    --force_resize "$FIXED_SIZE"
-}
+recipe_stage2_fixed() { recipe_stage2 stage2_fixed --max_steps 80 --force_resize "$FIXED_SIZE"; }
 
-recipe_stage2_native() {
-  recipe_stage2 --model_name_or_path "$RUN/stage2_fixed" --max_steps 420 --force_resize none
-}
+recipe_stage2_native() { recipe_stage2 stage2_native --max_steps 420 --force_resize none; }
 
-recipe_stage2() { # FLAGS of the half
+recipe_stage2() { # STAGE FLAGS
+  start_of "$1"
   GLOBAL_BATCH=32 BATCH_PER_DEVICE=32
   RECIPE=(
-    "$@"
+    "${START[@]}"
+    "${@:2}"
     --version qwen_2_5
     --data_path "$STAGE2_DATA"
     --mm_tunable_parts "$WHOLE_MODEL"
@@ -85,9 +76,10 @@ recipe_stage2() { # FLAGS of the half
 }
 
 recipe_stage3_sft() {
+  start_of stage3_sft
   GLOBAL_BATCH=32 BATCH_PER_DEVICE=32
   RECIPE=(
-    --model_name_or_path "$RUN/stage2_native"
+    "${START[@]}"
     --version qwen_2_5
     --data_path "$DATA_ROOT/stage3.json"
     --mm_tunable_parts "$WHOLE_MODEL"
