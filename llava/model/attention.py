@@ -30,9 +30,12 @@ def packed_sdpa(
     dropout: float = 0.0,
     scaling: float | None = None,
     segment_lengths: list[int] | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of transformers' interface; with `segment_lengths` the row (1, heads, L, d) is cut into segments.
+
+    Where an LLM has a `sliding_window`, a token sees that many of its segment, itself the last of them.
 
     `split` and `cat` have one backward node each; slicing every segment out would write the whole row's gradient once
     per segment.
@@ -44,11 +47,26 @@ def packed_sdpa(
     segments = zip(*(x.split(segment_lengths, dim=2) for x in (query, key, value)), strict=True)
     outputs = [
         F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+            q,
+            k,
+            v,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
+            **_causal(q.shape[2], sliding_window, q.device),
         )
         for q, k, v in segments
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _causal(length: int, sliding_window: int | None, device: torch.device) -> dict[str, Any]:
+    """What tells SDPA who sees whom in a segment; a mask is only needed beyond the window."""
+    if sliding_window is None or length <= sliding_window:
+        return {"is_causal": True}
+    at = torch.arange(length, device=device)
+    distance = at[:, None] - at
+    return {"attn_mask": (distance >= 0) & (distance < sliding_window)}
 
 
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)

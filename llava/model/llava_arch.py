@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -70,12 +71,31 @@ class LlavaMetaModel:
 class LlavaMetaForCausalLM:
     """Mixed into an LLM with a head: packed training with named losses, and generation with images.
 
-    A subclass calls `init_auxiliary_losses` once; whoever trains it adds the losses it wants.
+    A subclass says which backbone it has; whoever trains it adds the losses it wants.
     """
 
-    def init_auxiliary_losses(self) -> None:
+    backbone_class: type[nn.Module]
+
+    def __init__(self, config: Any):
+        PreTrainedModel.__init__(self, config)  # past the LLM's own __init__, which would build a second backbone
+        self.model = self.backbone_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.auxiliary_losses = nn.ModuleDict()
         self.auxiliary_weights: dict[str, float] = {}
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        cu_seqlens: Sequence[int] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ):
+        """The LLM's own; with `cu_seqlens` a packed one, see `packed_forward`."""
+        if cu_seqlens is None:
+            return super().forward(input_ids=input_ids, **kwargs)
+        return self.packed_forward(input_ids, cu_seqlens=cu_seqlens, num_items_in_batch=num_items_in_batch, **kwargs)
 
     def get_model(self) -> LlavaMetaModel:
         return self.model
