@@ -65,8 +65,8 @@ def test_a_run_killed_at_many_points_ends_as_an_uninterrupted_one(llm, siglip, d
         torn += bool(unfinished(killed))
     assert torn >= 5, "too few were killed in the middle of a save"
     subprocess.run(command(tiny.stage_arguments(llm, siglip, data, killed, **flags)), check=True, **QUIETLY)
-    assert logged(killed, "step") == list(range(1, STEPS + 1)), "every step once, over all starts"
-    assert logged(killed, "loss") == logged(whole, "loss")
+    assert len(logged(whole, "loss")) == STEPS
+    assert logged(killed, "loss") == logged(whole, "loss"), "every step once, over all starts"
     expected, found = weights(whole), weights(killed)
     assert found.keys() == expected.keys()
     assert [name for name, tensor in found.items() if not torch.equal(tensor, expected[name])] == []

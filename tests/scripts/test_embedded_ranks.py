@@ -47,8 +47,8 @@ def alone(data):
 def test_the_loss_curve_of_two_processes_is_that_of_one(data, alone, tmp_path, config):
     sharing = {} if config == "ddp" else {"deepspeed": ROOT / f"scripts/{config}.json"}
     launch(arguments(data, tmp_path, per_device_train_batch_size=16, **sharing))
-    assert logged(tmp_path, "step") == list(range(1, STEPS + 1))
     for name in ("loss_decoding", "loss_alignment"):
         expected = logged(alone, name)
+        assert len(expected) == STEPS
         assert expected[-1] < expected[0], "it learns"
         assert logged(tmp_path, name) == pytest.approx(expected, rel=1e-4), name
