@@ -102,16 +102,25 @@ def one_by_one(setting: Setting) -> Run:
 
 def naflex(setting: Setting) -> Run:
     """transformers' SigLIP 2 NaFlex: padded to the longest image, with a mask."""
+    model = naflex_model(setting)
+    pixels = setting.pixels(len(setting.grids), max(setting.lengths), 3 * PATCH**2)
+    inputs = naflex_layout(setting.grids, setting.device)
+    return setting.runner(model, lambda: [model(pixel_values=pixels, **inputs).last_hidden_state])
+
+
+def naflex_model(setting: Setting) -> torch.nn.Module:
     from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
-    longest = max(setting.lengths)
     config = Siglip2VisionConfig(num_patches=27 * 27, vision_use_head=False, **setting.vit.config_fields)
-    model = Siglip2VisionModel(config).to(setting.device, setting.dtype)
-    pixels = setting.pixels(len(setting.grids), longest, 3 * PATCH**2)
-    mask = torch.arange(longest) < torch.tensor(setting.lengths)[:, None]
-    shapes = torch.tensor(setting.grids)
-    inputs = {"pixel_attention_mask": mask.long().to(setting.device), "spatial_shapes": shapes.to(setting.device)}
-    return setting.runner(model, lambda: [model(pixel_values=pixels, **inputs).last_hidden_state])
+    return Siglip2VisionModel(config).to(setting.device, setting.dtype)
+
+
+def naflex_layout(grids: Sequence[tuple[int, int]], device: str) -> dict[str, Tensor]:
+    """What NaFlex wants to know of padded images beside their pixels."""
+    lengths = torch.tensor([rows * cols for rows, cols in grids])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    shapes = torch.tensor(grids, device=device)
+    return {"pixel_attention_mask": mask.long().to(device), "spatial_shapes": shapes}
 
 
 def qwen2_vl(setting: Setting) -> Run:
@@ -202,24 +211,17 @@ def floor(setting: Setting, pieces: Sequence[Sequence[int]] | None = None) -> Ru
         tokens = sum(lengths)
         inputs.append((lengths, setting.pixels(tokens, 3 * PATCH**2), setting.pixels(tokens, width)))
 
-    def product(left: Tensor, right: Tensor) -> Tensor:
-        result = torch.mm(left, right)
-        if setting.backward:  # the gradients' two products are of the same sizes
-            torch.mm(result, right.t())
-            torch.mm(left.t(), result)
-        return result
-
     def run() -> None:
         for lengths, patches, states in inputs:
             torch.mm(patches, embed)
             if setting.backward:
                 torch.mm(patches.t(), states)
             for qkv, proj, fc1, fc2 in layers:
-                heads_of = product(states, qkv).view(len(states), 3, heads, width // heads).unbind(1)
+                heads_of = product(states, qkv, setting.backward).view(len(states), 3, heads, width // heads).unbind(1)
                 for segment in zip(*(part.split(lengths) for part in heads_of), strict=True):
-                    _attend([part.transpose(0, 1)[None].detach() for part in segment], setting.backward)
-                product(states, proj)
-                product(product(states, fc1), fc2)
+                    attend([part.transpose(0, 1)[None] for part in segment], setting.backward)
+                product(states, proj, setting.backward)
+                product(product(states, fc1, setting.backward), fc2, setting.backward)
 
     return run
 
@@ -229,9 +231,19 @@ def floor_in_pieces(setting: Setting) -> Run:
     return floor(setting, [[rows * cols for rows, cols in piece] for piece in pieces_of(setting.grids)])
 
 
-def _attend(states: list[Tensor], backward: bool) -> None:
-    states = [part.requires_grad_(backward) for part in states]
-    attended = F.scaled_dot_product_attention(*states)
+def product(left: Tensor, right: Tensor, backward: bool) -> Tensor:
+    """left @ right, and of backward the two products of the same sizes."""
+    result = torch.mm(left, right)
+    if backward:
+        torch.mm(result, right.t())
+        torch.mm(left.t(), result)
+    return result
+
+
+def attend(states: list[Tensor], backward: bool, **options: bool) -> None:
+    """Bare attention of queries, keys and values (1, heads, T, d)."""
+    states = [part.detach().requires_grad_(backward) for part in states]
+    attended = F.scaled_dot_product_attention(*states, **options)
     if backward:
         torch.autograd.grad(attended, states, attended.detach())
 

@@ -12,8 +12,8 @@ from llava.data.collator import PackedCollator
 from llava.data.dataset import LLaVADataset
 from llava.data.mixture import load_records
 from llava.mm_utils import tokenizer_image_token
+from llava.model import decoding_loss
 from llava.model.auxiliary_losses.builder import build_auxiliary_loss
-from llava.model.decoding_loss import ROWS_PER_CHUNK, decoding_loss
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor
 from llava.train.arguments import parse_arguments
 from llava.train.train import load_model
@@ -126,22 +126,20 @@ def test_placeholders_and_visual_tokens_that_differ_are_refused_with_both_number
         model.embed_multimodal(batch["input_ids"], batch["pixel_values"], batch["image_grid_thw"])
 
 
-def test_decoding_loss_in_chunks_is_plain_cross_entropy_of_the_shifted_row():
-    torch.manual_seed(0)
-    length, width, vocabulary = 2 * ROWS_PER_CHUNK + 300, 8, 50
-    head = torch.nn.Linear(width, vocabulary, bias=False)
-    hidden = torch.randn(1, length, width, requires_grad=True)
-    labels = torch.randint(0, vocabulary, (1, length))
-    labels[:, ::7] = IGNORE_INDEX
-    loss = decoding_loss(hidden, head.weight, labels)
-    expected = F.cross_entropy(head(hidden)[0, :-1], labels[0, 1:], ignore_index=IGNORE_INDEX)
+def test_the_loss_and_every_gradient_are_those_of_the_logits(model, samples, monkeypatch):
+    """In chunks of a few tokens, through word embeddings that are input and head at once."""
+    monkeypatch.setattr(decoding_loss, "ROWS_PER_CHUNK", 4)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    labels = PackedCollator(PATCH_DIM)(samples)["labels"]
+    loss = forward(model, samples).loss
+    loss.backward()
+    found = gradients(model)
+    model.zero_grad()
+    logits = forward_logits(model, samples)[0, :-1]
+    expected = F.cross_entropy(logits, labels[0, 1:], ignore_index=IGNORE_INDEX)
+    expected.backward()
     torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(
-        torch.autograd.grad(loss, (hidden, head.weight)),
-        torch.autograd.grad(expected, (hidden, head.weight)),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(found, gradients(model), rtol=1e-4, atol=1e-6)
 
 
 def test_the_alignment_loss_moves_tower_and_adapter_but_neither_llm_nor_word_embeddings(model, samples, tmp_path):

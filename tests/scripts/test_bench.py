@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.scripts.launching import ROOT
 
@@ -35,3 +37,64 @@ def test_every_encoder_runs_forward_and_backward():
     for encoder in ("floor", "ours, one by one", "SigLIP 2 NaFlex", "Qwen2.5-VL", "AnyRes"):
         assert encoder in result.stdout
     assert result.stdout.count("Qwen2-VL ViT") == 2
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import encoders
+    import llava_steps
+
+    vit = encoders.ViT(width=24, heads=2, layers=2, mlp=40)
+    llm = llava_steps.LLM(width=32, heads=4, kv_heads=2, mlp=64, words=300, layers=2)
+    return llava_steps, llava_steps.Model(vit, llm, prompt=3, answer=5)
+
+
+GRIDS = ((4, 6), (2, 2), (8, 4))
+
+
+def in_place(total, left, right, **kwargs):
+    """torch counts this product only where it makes a new matrix."""
+    return 2 * left[0] * left[1] * right[1]
+
+
+def test_the_floor_of_a_training_step_makes_the_products_of_the_step(steps):
+    """As many multiplications, but for attention, of which torch counts only kernels of GPUs."""
+    llava_steps, model = steps
+    counts = []
+    for make in (llava_steps.packed, llava_steps.floor):
+        run = make(model, [GRIDS])
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
+            run()
+        operations = counter.get_flop_counts()["Global"]
+        counts.append(sum(count for operation, count in operations.items() if "attention" not in str(operation)))
+    assert counts[0] == counts[1] > 0
+
+
+def test_padded_micro_batches_do_the_work_of_packed_ones(steps):
+    """The same loss and gradients, of the same tokens."""
+    llava_steps, setting = steps
+    torch.manual_seed(0)
+    model, batch = setting.build(), setting.micro_batch(GRIDS)
+    gradients = []
+    for loss in (model(**batch).loss, llava_steps.padded_loss(model, batch)):
+        model.zero_grad()
+        loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+def test_every_training_step_runs(steps):
+    llava_steps, model = steps
+    for make in (llava_steps.updated, llava_steps.padded_text, llava_steps.padded):
+        make(model, [GRIDS[:2], GRIDS[2:]])()
+
+
+@pytest.mark.slow
+def test_the_comparison_of_training_steps_prints_its_tables():
+    sizes = ["--layers", "1", "--images", "4", "--tokens", "100", "--words", "500", "--rounds", "1"]
+    command = [sys.executable, BENCH / "train_step.py", *sizes]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for cell in ("with AdamW's update", "full logits", "% of full", "text and images padded", "16x16 20x28"):
+        assert cell in result.stdout
