@@ -3,8 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from llava.data.sampler import BalancedBatchSampler
 from tests.scripts.launching import ROOT
 
 BENCH = ROOT / "scripts/bench"
@@ -35,3 +37,14 @@ def test_every_encoder_runs_forward_and_backward():
     for encoder in ("floor", "ours, one by one", "SigLIP 2 NaFlex", "Qwen2.5-VL", "AnyRes"):
         assert encoder in result.stdout
     assert result.stdout.count("Qwen2-VL ViT") == 2
+
+
+def test_the_order_comparison_sees_what_is_trained_on_twice(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import sampler
+
+    lengths, _ = sampler.draw_mix(33, np.random.default_rng(0))
+    theirs = sampler.transformers_order(33, batch_size=2, num_ranks=4)
+    ours = lambda rank: list(BalancedBatchSampler(lengths, batch_size=2, num_ranks=4, rank=rank))  # noqa: E731
+    seen = [sampler.figures(order, np.abs(lengths), num_ranks=4, turns=1)[0] for order in (theirs, ours)]
+    assert seen == ["7, 0", "0, 0"]
