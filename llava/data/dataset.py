@@ -130,7 +130,8 @@ class LLaVADataset(Dataset):
             found.append((text_bytes[number], len(self.encoder.encode_text(text.replace(DEFAULT_IMAGE_TOKEN, "")))))
         num_bytes, num_tokens = np.array(found, dtype=float).reshape(-1, 2).T
         design = np.stack([num_bytes, np.ones_like(num_bytes)], axis=1)
-        return tuple(np.linalg.lstsq(design, num_tokens)[0].tolist())
+        fit = np.linalg.lstsq(design, num_tokens)[0]
+        return tuple(fit.round(4).tolist())  # the same on every process, whichever processor computes it
 
     def _facts(self) -> np.ndarray:
         """`text_bytes`, `images` and `videos` of every record: noted in the cache, or counted now."""

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heapreplace
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -80,6 +81,10 @@ class BalancedBatchSampler(Sampler[list[int]]):
             f"{len(self._members)} samples in {len(self.tokens)} packs, on average {self.samples_per_pack:.1f} samples "
             f"and {self.tokens.mean():.0f} tokens each; a step has {self.turn_size * self.turns} packs."
         )
+
+    def fingerprint(self) -> int:
+        """The same on all ranks, or each would take its share of another epoch."""
+        return crc32(self._members, crc32(self.tokens * np.where(self._kinds, 1, -1)))
 
     def __len__(self) -> int:
         turns = len(self.tokens) / self.turn_size

@@ -82,6 +82,12 @@ class LLaVATrainer(Trainer):
             seed=args.seed if args.data_seed is None else args.data_seed,
             drop_last=args.dataloader_drop_last,
         )
+        fingerprint = self._batches.fingerprint()
+        if self._sum_over_processes([fingerprint]) != [fingerprint * args.world_size]:
+            raise ValueError(
+                "The processes do not have the same data: other records, another order or other lengths. Compare the "
+                "files of --data_path and the tokenizer on all nodes."
+            )
         if args.pack_to_max_length:
             logger.info("Packed: %s", self._batches.packing())
         loader = DataLoader(

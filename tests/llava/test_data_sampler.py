@@ -188,3 +188,13 @@ def test_dropping_the_last_leaves_whole_micro_batches_only():
 def test_a_length_of_zero_tells_no_modality():
     with pytest.raises(ValueError, match="sample 1 has length 0"):
         sampler([3, 0])
+
+
+def test_ranks_tell_other_data_by_the_fingerprint():
+    def fingerprint(lengths, rank=0, epoch=0):
+        return sampler(lengths, rank=rank, num_ranks=2, epoch=epoch, by_modality=True).fingerprint()
+
+    lengths = [30, -20, 10, 10]
+    assert len({fingerprint(lengths, rank, epoch) for rank in (0, 1) for epoch in (0, 1)}) == 1
+    others = [[30, 20, 10, 10], [-20, 30, 10, 10], [30, -20, 10], [30, -20, 10, 11]]
+    assert len({fingerprint(other) for other in [lengths, *others]}) == 5

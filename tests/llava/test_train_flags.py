@@ -142,3 +142,11 @@ def test_data_workers_change_nothing_in_the_order(llm, siglip, data, tmp_path):
 def test_transformers_own_orders_are_refused(llm, siglip, data, tmp_path):
     with pytest.raises(ValueError, match=r"--train_sampling_strategy sequential: .*--group_by_modality_length"):
         parse_arguments(tiny.stage_arguments(llm, siglip, data, tmp_path, train_sampling_strategy="sequential"))
+
+
+def test_processes_whose_data_differ_are_refused(llm, siglip, data, tmp_path, monkeypatch):
+    trainer = build(llm, siglip, data, tmp_path / "out")
+    trainer.get_train_dataloader()
+    monkeypatch.setattr(trainer, "_sum_over_processes", lambda counts: [count + 1 for count in counts])
+    with pytest.raises(ValueError, match="do not have the same data"):
+        trainer.get_train_dataloader()
