@@ -25,13 +25,14 @@ from llava.utils import write_atomically
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of the layout: another one is made anew
+VERSION = 2  # of the layout: another one is made anew
 MAGIC = b"llava\0v1"
 FOLDER_VARIABLE = "LLAVA_DATA_CACHE"
 ROWS_AT_A_TIME = 1 << 14
 
 # 24 bytes a record. `size` is all of it, `text` its JSON alone; the rest is `records.Facts`.
-FIELDS = {"start": "<u8", "size": "<u4", "text": "<u4", "words": "<u4", "images": "<u2", "videos": "u1", "paths": "u1"}
+FIELDS = {"start": "<u8", "size": "<u4", "text": "<u4", "text_bytes": "<u4"}
+FIELDS |= {"images": "<u2", "videos": "u1", "paths": "u1"}
 INDEX = np.dtype(list(FIELDS.items()))
 
 

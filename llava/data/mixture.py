@@ -84,8 +84,8 @@ class Records(Sequence[dict]):
         return self.parts[part][number - (self._ends[part - 1] if part else 0)]
 
     def facts(self) -> np.ndarray:
-        """`words`, `images` and `videos` of every record."""
-        return np.concatenate([part.index()[["words", "images", "videos"]] for part in self.parts])
+        """`text_bytes`, `images` and `videos` of every record."""
+        return np.concatenate([part.index()[["text_bytes", "images", "videos"]] for part in self.parts])
 
     def to_check(self, image_folder: str | None) -> Iterator[dict]:
         """The records whose paths have to be looked at before the first step: in most mixtures, one of each source."""

@@ -34,7 +34,7 @@ class Paths(IntEnum):
 class Facts(NamedTuple):
     """What is asked of all records at the start of a run."""
 
-    words: int
+    text_bytes: int  # of the turns' texts in UTF-8
     images: int
     videos: int
     paths: Paths
@@ -66,7 +66,7 @@ def facts_of(record: dict) -> Facts:
     texts = (turn.get("value", turn.get("content", "")) for turn in record["conversations"] if isinstance(turn, dict))
     images, videos = images_of(record), videos_of(record)
     return Facts(
-        words=sum(len(str(text).split()) for text in texts),
+        text_bytes=sum(len(str(text).encode("utf-8", "surrogatepass")) for text in texts),
         images=min(len(images), MOST_IMAGES),
         videos=min(len(videos), MOST_VIDEOS),
         paths=max(map(_reach, paths_of(record)), default=Paths.NONE),

@@ -1,61 +1,151 @@
-"""The order of an epoch under `--group_by_modality_length`: a step's batches share a modality and have even lengths."""
+"""Which samples a rank takes, and in which micro-batch: every sample once an epoch, and all ranks equally long at work.
 
-from collections.abc import Iterator, Sequence
+    an epoch, shuffled  ->  steps  ->  a step's turns (as many as it accumulates)  ->  a micro-batch for each rank
 
+Which samples make up a step follows from the seed, the epoch and the step's size, on any number of ranks; lengths
+decide only who takes which. Under `--pack_to_max_length` all that is said of samples is true of packs of samples.
+"""
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from heapq import heapreplace
+from zlib import crc32
+
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+WINDOW = 1024  # samples that are packed together: a pack has its like at any place of the data
 
-class ModalityLengthSampler(Sampler[int]):
-    """Every sample once per epoch, in steps of `batches_per_step` batches of `batch_size` samples.
 
-    All samples of a step have images, or none has; its batches (which go to the ranks, and to a rank's accumulation
-    steps) are about equally long. The samples left over from whole steps come last, those with images first. The order
-    depends on `seed` and the epoch alone.
+class BalancedBatchSampler(Sampler[list[int]]):
+    """One rank's micro-batches; the ranks' together are the epoch.
+
+    Every rank has the same number of them, `len()`, in all epochs. A last step that is short has short micro-batches,
+    and where a turn has fewer samples than ranks, empty ones. Ranks are even in tokens: in a turn, and over a step, no
+    two differ by more than the longest sample there.
 
     Args:
-        lengths: Per sample, positive with an image, negative without (`LLaVADataset.modality_lengths`).
-        batch_size: Samples of a micro-batch.
-        batches_per_step: Micro-batches of a step: ranks times accumulation steps.
+        lengths: (samples,) about how many tokens each has, negative without an image (`LLaVADataset.modality_lengths`).
+        batch_size: Samples of a micro-batch, on average over the ranks: more short ones, or fewer long ones.
+        turns: Micro-batches that a rank accumulates in a step.
+        by_modality: All samples of a step have an image, or none has; those left over from whole steps come last, with
+            images first (LLaVA's `--group_by_modality_length`).
+        max_pack: Tokens that samples are packed to (`--pack_to_max_length`). Packs are made once, by the seed, and
+            epochs shuffle them. Unset: no packs.
+        drop_last: Leave out what makes no whole micro-batch for all ranks.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, batches_per_step: int, seed: int = 0) -> None:
-        if 0 in lengths:
-            raise ValueError(f"sample {list(lengths).index(0)} has length 0, which tells neither modality.")
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.step_size = batch_size * batches_per_step
-        self.seed = seed
-        self.epoch = 0
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        turns: int = 1,
+        by_modality: bool = False,
+        max_pack: int | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        lengths = np.asarray(lengths, dtype=np.int64)
+        if not lengths.all():
+            raise ValueError(f"sample {lengths.tolist().index(0)} has length 0, which tells neither modality.")
+        self.rank, self.num_ranks, self.turns = rank, num_ranks, turns
+        self.turn_size = batch_size * num_ranks  # samples, over the ranks
+        self.seed, self.epoch, self.drop_last = seed, 0, drop_last
+        tokens, kinds = np.abs(lengths), lengths > 0 if by_modality else np.ones(len(lengths), bool)
+        self._members = np.arange(len(lengths))
+        self._starts = np.arange(len(lengths) + 1)  # pack k is members[starts[k] : starts[k + 1]]
+        if max_pack is not None:
+            order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).numpy()
+            packs = [pack for kind in (True, False) for pack in _packs(order[kinds[order] == kind], tokens, max_pack)]
+            self._members = np.array([sample for pack in packs for sample in pack], dtype=np.int64)
+            self._starts = np.cumsum([0, *map(len, packs)])
+        self.tokens = np.diff(np.concatenate([[0], np.cumsum(tokens[self._members])])[self._starts])
+        self._kinds = kinds[self._members[self._starts[:-1]]]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; called by the trainer."""
         self.epoch = epoch
 
+    @property
+    def samples_per_pack(self) -> float:
+        return len(self._members) / max(len(self.tokens), 1)
+
+    def packing(self) -> str:
+        """What has come of packing, for people."""
+        return (
+            f"{len(self._members)} samples in {len(self.tokens)} packs, on average {self.samples_per_pack:.1f} samples "
+            f"and {self.tokens.mean():.0f} tokens each; a step has {self.turn_size * self.turns} packs."
+        )
+
+    def fingerprint(self) -> int:
+        """The same on all ranks, or each would take its share of another epoch."""
+        return crc32(self._members, crc32(self.tokens * np.where(self._kinds, 1, -1)))
+
     def __len__(self) -> int:
-        return len(self.lengths)
+        turns = len(self.tokens) / self.turn_size
+        return math.floor(turns) if self.drop_last else math.ceil(turns)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps():
+            loads = np.zeros(self.num_ranks, dtype=np.int64)  # of the ranks in this step so far
+            for turn in np.array_split(step, math.ceil(len(step) / self.turn_size)):
+                hands = deal(self.tokens[turn], self.num_ranks)
+                totals = np.array([self.tokens[turn[hand]].sum() for hand in hands])
+                order = np.empty_like(loads)
+                order[np.argsort(loads, kind="stable")] = np.argsort(-totals, kind="stable")  # the least gets the most
+                loads += totals[order]
+                yield [sample for pack in turn[hands[order[self.rank]]] for sample in self._pack(pack)]
+
+    def _steps(self) -> Iterator[np.ndarray]:
+        """The packs of each step of the epoch."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        steps, rest = [], []
-        for has_image in (True, False):
-            indices = [index for index in order if (self.lengths[index] > 0) is has_image]
-            num_whole = len(indices) // self.step_size * self.step_size
-            steps += [indices[start : start + self.step_size] for start in range(0, num_whole, self.step_size)]
-            rest += indices[num_whole:]
-        for step in torch.randperm(len(steps), generator=generator).tolist():
-            yield from self._even_batches(steps[step])
-        yield from rest
+        order = torch.randperm(len(self.tokens), generator=generator).numpy()
+        size = self.turn_size * self.turns
+        of_kinds = [order[self._kinds[order] == kind] for kind in (True, False)]
+        whole = [packs[: len(packs) // size * size].reshape(-1, size) for packs in of_kinds]
+        rest = np.concatenate([packs[len(packs) // size * size :] for packs in of_kinds])
+        if self.drop_last:
+            rest = rest[: len(rest) // self.turn_size * self.turn_size]
+        steps = np.concatenate(whole)
+        yield from steps[torch.randperm(len(steps), generator=generator).numpy()]
+        yield from (rest[start : start + size] for start in range(0, len(rest), size))
 
-    def _even_batches(self, step: list[int]) -> list[int]:
-        """The step's samples reordered so that its batches are about equally long: the longest sample left goes to the
-        batch that is shortest so far and still has room."""
-        batches: list[list[int]] = [[] for _ in range(len(step) // self.batch_size)]
-        totals = [0] * len(batches)
-        for index in sorted(step, key=lambda index: -abs(self.lengths[index])):
-            open_batches = [number for number, batch in enumerate(batches) if len(batch) < self.batch_size]
-            shortest = min(open_batches, key=totals.__getitem__)
-            batches[shortest].append(index)
-            totals[shortest] += abs(self.lengths[index])
-        return [index for batch in batches for index in batch]
+    def _pack(self, number: int) -> list[int]:
+        return self._members[self._starts[number] : self._starts[number + 1]].tolist()
+
+
+def deal(tokens: np.ndarray, num_hands: int) -> list[list[int]]:
+    """Places of `tokens` dealt out: the longest first, each to the hand that holds least.
+
+    So no two hands differ by more than the longest: whichever ends with most held least when it got its last.
+    """
+    hands: list[list[int]] = [[] for _ in range(num_hands)]
+    loads = [(0, hand) for hand in range(num_hands)]  # a heap
+    for place in np.argsort(-tokens, kind="stable").tolist():
+        load, hand = loads[0]
+        hands[hand].append(place)
+        heapreplace(loads, (load + int(tokens[place]), hand))
+    return hands
+
+
+def _packs(order: np.ndarray, tokens: np.ndarray, most: int) -> Iterator[list[int]]:
+    """Samples, WINDOW of them at a time, packed to at most so many tokens: the longest first, each into the fullest
+    pack that has room for it. One that is longer by itself is a pack of its own."""
+    for start in range(0, len(order), WINDOW):
+        window = order[start : start + WINDOW]
+        window = window[np.argsort(-tokens[window], kind="stable")]
+        packs: list[list[int]] = []
+        rooms: list[tuple[int, int]] = []  # room and number of each pack, the fullest first
+        for sample, length in zip(window.tolist(), tokens[window].tolist(), strict=True):
+            fullest = bisect_left(rooms, (length, 0))
+            room, number = rooms.pop(fullest) if fullest < len(rooms) else (most, len(packs))
+            if number == len(packs):
+                packs.append([])
+            packs[number].append(sample)
+            insort(rooms, (room - length, number))
+        yield from packs

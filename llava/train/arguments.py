@@ -169,7 +169,11 @@ class TrainingArguments(LoraArguments, transformers.TrainingArguments):
     model_max_length: int = field(default=4096, metadata={"help": "Longest sample in tokens, visual ones included."})
     mm_projector_lr: float | None = field(default=None, metadata={"help": "Of the adapter; unset = --learning_rate."})
     mm_vision_tower_lr: float | None = field(default=None, metadata={"help": "Of the tower; unset = --learning_rate."})
-    group_by_modality_length: bool = field(default=False, metadata={"help": "Batches of one modality, like lengths."})
+    group_by_modality_length: bool = field(default=False, metadata={"help": "Steps of one modality."})
+    pack_to_max_length: bool = field(
+        default=False,
+        metadata={"help": "A sample's place in a batch is taken by as many as fit into --model_max_length tokens."},
+    )
     attn_implementation: str = field(default="auto", metadata={"help": "Of LLM: auto | sdpa | flash_attention_2."})
 
     def __post_init__(self):
@@ -177,6 +181,11 @@ class TrainingArguments(LoraArguments, transformers.TrainingArguments):
             raise ValueError(
                 f"--resume_from_checkpoint {self.resume_from_checkpoint}: a run continues by itself from the last "
                 "checkpoint in its --output_dir. Leave the flag out."
+            )
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"--train_sampling_strategy {self.train_sampling_strategy}: the order is always random, every sample "
+                "once an epoch. Leave the flag out; see --group_by_modality_length and --pack_to_max_length."
             )
         # transformers renamed the flag; LLaVA's scripts and ours keep LLaVA's name.
         self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None

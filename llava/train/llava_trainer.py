@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_utils import seed_worker
 
 from llava.data.bad_samples import BadSampleLedger
-from llava.data.sampler import ModalityLengthSampler
+from llava.data.sampler import BalancedBatchSampler
 from llava.model.loading import ADAPTER_FILE, load_adapter_file
 from llava.model.sharding import gathered, is_sharded
 from llava.train.checkpoints import check_saved_weights, load_auxiliary_losses, save_adapter, save_auxiliary_losses
@@ -21,6 +26,8 @@ from llava.train.lora import has_lora, load_lora, save_lora, saved_tensors
 from llava.train.metrics import MetricsFile, Throughput, gradient_norms, peak_memory_gib
 from llava.train.parts import AUXILIARY, parameter_groups
 from llava.train.preemption import StopOnSigterm
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(ValueError):
@@ -44,6 +51,7 @@ class LLaVATrainer(Trainer):
         self.add_callback(self.preemption)
         self.add_callback(MetricsFile())
         self._throughput = Throughput()
+        self._largest_pack = self.args.model_max_length * self.args.train_batch_size  # in tokens, of a micro-batch
         self._of_parts: dict[str, float | Tensor] = {}  # what each trained with at the last logged step
         self._ids: list[str] = []  # of the step's samples
         self._named_sums: dict[str, Tensor] = {}
@@ -59,29 +67,73 @@ class LLaVATrainer(Trainer):
             self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self.args.group_by_modality_length:
-            return super()._get_train_sampler(dataset)
-        return ModalityLengthSampler(
-            dataset.modality_lengths,
-            batch_size=self.args.train_batch_size,
-            batches_per_step=self.args.world_size * self.args.gradient_accumulation_steps,
-            seed=self.args.seed,
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's micro-batches. The sampler has dealt them out, so accelerate, which where they do not suffice
+        for all processes would repeat some, only moves them to the device."""
+        args = self.args
+        self._batches = BalancedBatchSampler(
+            self.train_dataset.modality_lengths,
+            batch_size=self._train_batch_size,
+            rank=args.process_index,
+            num_ranks=args.world_size,
+            turns=args.gradient_accumulation_steps,
+            by_modality=args.group_by_modality_length,
+            max_pack=args.model_max_length if args.pack_to_max_length else None,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
         )
+        fingerprint = self._batches.fingerprint()
+        if self._sum_over_processes([fingerprint]) != [fingerprint * args.world_size]:
+            raise ValueError(
+                "The processes do not have the same data: other records, another order or other lengths. Compare the "
+                "files of --data_path and the tokenizer on all nodes."
+            )
+        if args.pack_to_max_length:
+            logger.info("Packed: %s", self._batches.packing())
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            in_order=args.dataloader_in_order,
+        )
+        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """In samples, of which a pack has several, on average."""
+        return round(super().get_total_train_batch_size(args) * self._batches.samples_per_pack)
 
     def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], Tensor | int | None]:
         """The micro-batches of one step, with their bad samples counted over all processes and taken out."""
         start = time.perf_counter()
         batches, num_items_in_batch = super().get_batch_samples(*args)
         waited = time.perf_counter() - start
+        tokens_per_image = self.accelerator.unwrap_model(self.model).get_model().tokens_per_image
+        self._throughput.add(batches, tokens_per_image, waited=waited)
         bad = [sample for batch in batches for sample in batch.pop("bad_samples")]
         seen = sum(batch.pop("num_samples") for batch in batches)
         self._ids = [sample_id for batch in batches for sample_id in batch.pop("ids")]
         self.bad_samples.update(bad, num_seen=seen, over_processes=self._sum_over_processes)
-        tokens_per_image = self.accelerator.unwrap_model(self.model).get_model().tokens_per_image
-        self._throughput.add(batches, tokens_per_image, waited=waited)
+        if self.args.pack_to_max_length:
+            self._note_large_packs(batches)
         return batches, num_items_in_batch
+
+    def _note_large_packs(self, batches: list[dict[str, Any]]) -> None:
+        """Packs are made by estimated lengths. Who runs out of memory must see it where they are larger than meant."""
+        largest = max((batch["input_ids"].numel() for batch in batches), default=0)
+        if largest > self._largest_pack:
+            logger.warning(
+                "A micro-batch of %d tokens, more than the %d that --pack_to_max_length aims at: lengths are "
+                "estimates, and rough ones for images of unlike sizes. If memory runs out, lower --model_max_length.",
+                largest,
+                self.args.model_max_length * self.args.train_batch_size,
+            )
+            self._largest_pack = largest
 
     def _sum_over_processes(self, counts: list[int]) -> list[int]:
         if self.args.world_size == 1:

@@ -46,7 +46,7 @@ class Throughput:
             self._counts["tokens"] += batch["input_ids"].numel()
             self._counts["visual_tokens"] += sum(tokens_per_image(batch["image_grid_thw"]))
             self._counts["images"] += len(batch["image_grid_thw"])
-            self._counts["samples"] += len(batch["cu_seqlens"]) - 1
+            self._counts["samples"] += batch["num_samples"] - len(batch["bad_samples"])
         self._waited += waited
 
     def since_last(self, over_processes: Callable[[list[int]], list[int]]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -219,13 +220,26 @@ def test_no_bad_sample_is_allowed_at_rate_zero():
         BadSampleLedger(3, 1000)
 
 
-def test_modality_lengths_are_llavas_signed_words_plus_visual_tokens(tmp_path):
+def test_modality_lengths_are_about_the_samples_tokens_and_llavas_sign(tmp_path):
     draw(tmp_path, "a.png")
+    texts = ["The square is red. " * count for count in range(1, 60)]
     records = [
         make_record("<image>\nWhat is it?", "A square.", image="a.png"),
         make_record("<image> <image>", "Two.", image=["a.png", "a.png"]),
-        make_record("Hi there", "Hello."),
+        *(make_record("Hi there", text) for text in texts),
         make_record("", ""),
     ]
     dataset = make_dataset(records, tmp_path, image_processor=make_processor(force_resize=32))
-    assert dataset.modality_lengths == [16 + 6, 2 * 16 + 3, -3, -1]
+    lengths = dataset.modality_lengths
+    assert (lengths > 0).tolist() == [True, True] + [False] * 60
+    found = np.array([len(dataset[number]["input_ids"]) for number in range(61)])
+    assert np.abs(lengths).sum() == pytest.approx(found.sum(), rel=0.02)
+    assert (np.abs(np.abs(lengths[:-1]) - found) <= 0.05 * found + 8).all()
+    short = make_dataset(records, tmp_path, image_processor=make_processor(force_resize=32), model_max_length=50)
+    assert short.modality_lengths.tolist() == lengths.clip(-50, 50).tolist()  # the rest is cut
+
+
+def test_lengths_count_text_that_has_no_spaces():
+    chinese, english = "\u4e00\u53ea\u732b\u5728\u6811\u4e0a" * 20, "A cat in a tree. " * 20
+    lengths = make_dataset([make_record("?", chinese), make_record("?", english)]).modality_lengths
+    assert 0.5 < lengths[0] / lengths[1] < 2

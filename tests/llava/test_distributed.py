@@ -1,4 +1,6 @@
-"""Two ranks are one rank: the same losses and weights, however a batch is split."""
+"""Two ranks are one rank: the same losses, weights and samples, however a batch is split."""
+
+import json
 
 import pytest
 import torch
@@ -27,3 +29,28 @@ def test_two_ranks_train_as_one(llm, siglip, tmp_path):
     expected = weights(one)
     for name, tensor in weights(two).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5)
+
+
+PACKED = {"model_max_length": 40, "pack_to_max_length": True, "group_by_modality_length": True}
+PLAIN = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "steps"), [(PACKED, 3), (PLAIN, 2)], ids=["packed", "plain"])
+def test_two_ranks_see_every_sample_once_an_epoch_though_stopped_in_the_second(llm, siglip, tmp_path, layout, steps):
+    """13 samples, of which neither ranks nor steps have equal shares."""
+    data = tiny.save_data(tmp_path / "data", count=13)
+    records = json.loads((data / "data.json").read_text())
+    for index in (0, 5, 9):
+        records[index] = tiny.record(f"text-{index}", None, "I see no square. " * (1 + index % 4))
+    (data / "data.json").write_text(json.dumps(records))
+    flags = {"max_steps": None, "num_train_epochs": 2, "per_device_train_batch_size": 1} | layout
+    out = tmp_path / "out"
+    arguments = tiny.stage_arguments(llm, siglip, data, out, **flags)
+    launch([*arguments, str(steps + 1)], module="tests.llava.seen_samples")
+    seen = [json.loads((out / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [len(steps_of_rank) for steps_of_rank in seen] == [2 * steps] * 2
+    for start in (0, steps):
+        ids = [name for rank in seen for step in rank[start : start + steps] for name in step if name != "none"]
+        assert sorted(ids) == sorted(record["id"] for record in records)
+    assert seen[0][:steps] != seen[0][steps:]

@@ -59,27 +59,74 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_packed_samples_have_the_loss_and_gradients_of_separate_runs(model, samples):
+@pytest.fixture
+def mix(samples):
+    """Samples as a pack has them: of one image and of two, of text alone, short and long."""
+    ids = samples[3]["input_ids"]
+    words = ids[ids != IMAGE_TOKEN_INDEX]
+    two = {
+        key: torch.cat([samples[4][key], samples[1][key]])
+        for key in ("input_ids", "labels", "pixel_values", "image_grid_thw", "align_input_ids")
+    }
+    return [samples[0], text_sample(words), two | {"id": "two"}, text_sample(words[:5]), samples[2]]
+
+
+def text_sample(ids):
+    return {
+        "id": "text",
+        "input_ids": ids,
+        "labels": ids.clone().index_fill(0, torch.tensor([0]), IGNORE_INDEX),
+        "pixel_values": torch.zeros(0, PATCH_DIM),
+        "image_grid_thw": torch.zeros(0, 3, dtype=torch.long),
+        "align_input_ids": ids,
+    }
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-7)])
+def test_packed_samples_have_the_loss_and_gradients_of_separate_runs(model, mix, dtype, tolerance):
     """Summed over samples, since each run divides by the same number of supervised tokens."""
-    total = sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples)
-    packed = forward(model, samples, num_items_in_batch=total)
+    model.to(dtype)
+    total = sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in mix)
+    packed = forward(model, mix, num_items_in_batch=total)
     packed.loss.backward()
     expected = gradients(model)
     model.zero_grad()
-    separate = [forward(model, [sample], num_items_in_batch=total).loss for sample in samples]
+    separate = [forward(model, [sample], num_items_in_batch=total).loss for sample in mix]
     sum(separate).backward()
-    torch.testing.assert_close(packed.loss, sum(separate), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(packed.loss, sum(separate), rtol=tolerance / 10, atol=tolerance / 100)
     assert expected.keys() == gradients(model).keys()
     for name, gradient in gradients(model).items():
-        assert (gradient - expected[name]).norm() <= 1e-4 * gradient.norm() + 1e-7, name
+        assert (gradient - expected[name]).norm() <= tolerance * gradient.norm() + tolerance / 1000, name
 
 
-def test_changing_one_sample_leaves_the_logits_of_the_other_alone(model, samples):
+@pytest.mark.parametrize("changed", range(5))
+def test_changing_one_sample_leaves_the_logits_of_the_others_alone(model, mix, changed):
+    """Its text, and where it has images, their pixels; and that it comes out differently itself."""
     model.eval()
-    first, second, other = samples[0], samples[1], samples[2]
-    length = len(first["input_ids"])
-    logits = [forward_logits(model, [first, neighbour])[0, :length] for neighbour in (second, other)]
-    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-6)
+    other = dict(mix[changed])
+    words = other["input_ids"] != IMAGE_TOKEN_INDEX
+    other["input_ids"] = torch.where(words, other["input_ids"].flip(0).clamp(min=0), IMAGE_TOKEN_INDEX)
+    other["pixel_values"] = -other["pixel_values"]
+    before = logits_of_samples(model, mix)
+    after = logits_of_samples(model, [*mix[:changed], other, *mix[changed + 1 :]])
+    for number, (was, now) in enumerate(zip(before, after, strict=True)):
+        if number == changed:
+            assert (was - now).abs().max() > 1e-3
+        else:
+            torch.testing.assert_close(now, was, rtol=0, atol=1e-6)
+
+
+def test_another_sample_of_another_length_leaves_the_logits_of_the_others_alone(model, mix, samples):
+    model.eval()
+    before = logits_of_samples(model, mix)
+    after = logits_of_samples(model, [mix[0], samples[3], *mix[2:]])
+    for number in (0, 2, 3, 4):
+        torch.testing.assert_close(after[number], before[number], rtol=0, atol=1e-6)
+
+
+def logits_of_samples(model, samples):
+    logits = forward_logits(model, samples)[0]
+    return logits.split([len(sample["input_ids"]) for sample in samples])
 
 
 def forward_logits(model, samples):
@@ -93,28 +140,13 @@ def test_a_text_only_sample_is_what_transformers_computes(model, samples, llm):
     """The bare LLM inside, through packed attention, equals transformers' own Qwen2 with its own loss."""
     ids = samples[0]["input_ids"]
     ids = ids[ids != IMAGE_TOKEN_INDEX]
-    text = {
-        "id": "text",
-        "input_ids": ids,
-        "labels": ids.clone().index_fill(0, torch.tensor([0]), IGNORE_INDEX),
-        "pixel_values": torch.zeros(0, PATCH_DIM),
-        "image_grid_thw": torch.zeros(0, 3, dtype=torch.long),
-    }
     reference = Qwen2ForCausalLM.from_pretrained(llm)
     expected = reference(input_ids=ids[None], labels=ids[None]).loss
-    torch.testing.assert_close(forward(model, [text]).loss, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(forward(model, [text_sample(ids)]).loss, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_without_images_runs_the_tower_and_gives_it_zero_gradient(model, samples):
-    ids = torch.arange(5)
-    text = {
-        "id": "text",
-        "input_ids": ids,
-        "labels": ids.clone().index_fill(0, torch.tensor([0]), IGNORE_INDEX),
-        "pixel_values": torch.zeros(0, PATCH_DIM),
-        "image_grid_thw": torch.zeros(0, 3, dtype=torch.long),
-    }
-    forward(model, [text]).loss.backward()
+    forward(model, [text_sample(torch.arange(5))]).loss.backward()
     tower = [p for name, p in model.named_parameters() if "vision_tower" in name or "mm_projector" in name]
     assert all(p.grad is not None and not p.grad.any() for p in tower)
 

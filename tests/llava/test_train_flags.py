@@ -1,4 +1,7 @@
-"""What the flags of a stage say reaches the part that they are about. Nothing is trained here but a full checkpoint."""
+"""What the flags of a stage say reaches the part that they are about. Little is trained here."""
+
+import math
+import re
 
 import pytest
 import torch
@@ -100,3 +103,50 @@ def test_alignment_flags_reach_the_loss(llm, siglip, data, tmp_path):
         0.01,
     )
     assert model.auxiliary_weights == {"alignment": 0.2}
+
+
+def test_packing_takes_several_samples_for_one_and_every_sample_once_an_epoch(llm, siglip, data, tmp_path, caplog):
+    flags = {"pack_to_max_length": True, "model_max_length": 40, "per_device_train_batch_size": 2}
+    flags |= {"max_steps": None, "num_train_epochs": 2}
+    with caplog.at_level("INFO"):
+        trainer = build(llm, siglip, data, tmp_path / "out", **flags)
+        run_stage(trainer, None)
+    packs = int(re.search(r"Packed: 16 samples in (\d+) packs", caplog.text)[1])
+    assert 4 <= packs <= 8
+    assert trainer.state.global_step == 2 * math.ceil(packs / 2)
+    assert trainer.get_total_train_batch_size(trainer.args) == round(2 * 16 / packs)
+    assert trainer.bad_samples.num_seen == 2 * 16
+    (summary,) = [entry for entry in trainer.state.log_history if "train_runtime" in entry]
+    assert summary["train_samples_per_second"] * summary["train_runtime"] == pytest.approx(32, rel=0.05)
+
+
+def test_a_pack_that_came_out_too_large_is_told_once(llm, siglip, data, tmp_path, caplog):
+    flags = {"pack_to_max_length": True, "model_max_length": 40, "per_device_train_batch_size": 2}
+    trainer = build(llm, siglip, data, tmp_path / "out", **flags)
+    for length in (80, 95, 95, 81, 99):
+        trainer._note_large_packs([{"input_ids": torch.zeros(1, length)}])
+    told = [record.message for record in caplog.records if "--pack_to_max_length" in record.message]
+    assert [int(re.search(r"of (\d+) tokens, more than the 80", line)[1]) for line in told] == [95, 99]
+
+
+def test_data_workers_change_nothing_in_the_order(llm, siglip, data, tmp_path):
+    def batches(workers):
+        flags = {"dataloader_num_workers": workers, "per_device_train_batch_size": 3}
+        trainer = build(llm, siglip, data, tmp_path / "out", **flags)
+        return [batch["ids"] for batch in trainer.get_train_dataloader()]
+
+    assert batches(0) == batches(2)
+    assert sorted(name for batch in batches(0) for name in batch) == sorted(f"sample-{n}" for n in range(16))
+
+
+def test_transformers_own_orders_are_refused(llm, siglip, data, tmp_path):
+    with pytest.raises(ValueError, match=r"--train_sampling_strategy sequential: .*--group_by_modality_length"):
+        parse_arguments(tiny.stage_arguments(llm, siglip, data, tmp_path, train_sampling_strategy="sequential"))
+
+
+def test_processes_whose_data_differ_are_refused(llm, siglip, data, tmp_path, monkeypatch):
+    trainer = build(llm, siglip, data, tmp_path / "out")
+    trainer.get_train_dataloader()
+    monkeypatch.setattr(trainer, "_sum_over_processes", lambda counts: [count + 1 for count in counts])
+    with pytest.raises(ValueError, match="do not have the same data"):
+        trainer.get_train_dataloader()

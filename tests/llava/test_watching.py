@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from llava.data.bad_samples import BadSample
 from llava.train.arguments import parse_arguments
 from llava.train.checkpoints import last_complete_checkpoint
 from llava.train.llava_trainer import NonFiniteError
@@ -130,7 +131,8 @@ def test_throughput_counts_what_went_through_since_the_last_log(monkeypatch):
     clock = iter([0.0, 10.0, 20.0, 30.0, 30.0])
     monkeypatch.setattr("llava.train.metrics.time.perf_counter", lambda: next(clock))
     throughput = Throughput()
-    batch = {"input_ids": torch.zeros(1, 60), "image_grid_thw": [[1, 4, 4], [1, 2, 2]], "cu_seqlens": [0, 20, 40, 60]}
+    batch = {"input_ids": torch.zeros(1, 60), "image_grid_thw": [[1, 4, 4], [1, 2, 2]]}
+    batch |= {"num_samples": 4, "bad_samples": [BadSample("r", "gone")]}
     throughput.add([batch, batch], lambda grids: [rows * cols // 4 for _, rows, cols in grids], waited=2.0)
     values = throughput.since_last(lambda counts: [2 * count for count in counts])  # another process did as much
     expected = {"tokens_per_second": 24.0, "images_per_second": 0.8, "samples_per_second": 1.2}

@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from llava.data.sampler import BalancedBatchSampler
 from tests.scripts.launching import ROOT
 
 BENCH = ROOT / "scripts/bench"
@@ -98,3 +100,14 @@ def test_the_comparison_of_training_steps_prints_its_tables():
     assert result.returncode == 0, result.stderr[-2000:]
     for cell in ("with AdamW's update", "full logits", "% of full", "text and images padded", "16x16 20x28"):
         assert cell in result.stdout
+
+
+def test_the_order_comparison_sees_what_is_trained_on_twice(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import sampler
+
+    lengths, _ = sampler.draw_mix(33, np.random.default_rng(0))
+    theirs = sampler.transformers_order(33, batch_size=2, num_ranks=4)
+    ours = lambda rank: list(BalancedBatchSampler(lengths, batch_size=2, num_ranks=4, rank=rank))  # noqa: E731
+    seen = [sampler.figures(order, np.abs(lengths), num_ranks=4, turns=1)[0] for order in (theirs, ours)]
+    assert seen == ["7, 0", "0, 0"]
