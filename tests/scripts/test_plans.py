@@ -86,7 +86,7 @@ def test_one_stage_alone_knows_what_it_will_start_from(recipe, stage):
 
 
 def test_a_step_of_the_papers_largest_model_in_numbers(recipe, capsys):
-    """With activations: in bf16 over 8 GPUs with ZeRO-3, 2 bytes a weight are shared by all, and 12 of the optimizer."""
+    """In bf16 over 8 GPUs with ZeRO-3 they share 2 bytes of every weight, and 12 of the optimizer's."""
     recipe("comp_1b_siglip", llm="qwen_7b")
     (plan,) = planned(capsys, "--gpus", "8", str(ROOT / "scripts/comp/stage2_native.sh"))
     total = sum(count["total"] for count in plan["parameters"].values())
