@@ -2,19 +2,18 @@
 
 import json
 import os
-import subprocess
 
 import pytest
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from llava.train import plan as plan_command
+from llava.train.parts import PARTS
 from llava.train.planning.recipe import stages_of
-from tests.scripts.launching import ROOT, STAGES, clean_environment
-from tests.scripts.test_recipes import PRESETS
+from tests.llava import tiny
+from tests.scripts.launching import RECIPES, ROOT, STAGES, clean_environment
 
 # Parameters that the models' own cards and files count.
-QWEN_0_5B, QWEN_7B = 494_032_768, 7_615_616_512
-ADAPTER = (4608 * 4608 + 4608) + (4608 * 896 + 896) + 2 * 1152
+QWEN_0_5B, QWEN_7B = ("qwen_0_5b", 494_032_768), ("qwen_7b", 7_615_616_512)
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +28,8 @@ def configs(tmp_path_factory):
     Qwen2Config(vocab_size=152064, num_key_value_heads=4, tie_word_embeddings=False, **large).save_pretrained(
         folder / "qwen_7b"
     )
+    tiny.save_llm(folder / "small_llm")
+    tiny.save_siglip(folder / "small_tower")
     SiglipVisionConfig(
         hidden_size=1152,
         intermediate_size=4304,
@@ -44,10 +45,10 @@ def configs(tmp_path_factory):
 def recipe(configs, monkeypatch, tmp_path):
     """Sets what a recipe reads from the environment, and nothing of this shell's."""
 
-    def choose(preset, llm="qwen_0_5b"):
-        values = clean_environment(PRESET=preset, OUTPUT_ROOT=str(tmp_path / "runs"))
+    def choose(preset, row="", llm="qwen_0_5b", tower="siglip"):
+        values = clean_environment(PRESET=preset, ROW=row, OUTPUT_ROOT=str(tmp_path / "runs"))
         if preset != "embedded":
-            values |= {"LLM": str(configs / llm), "VISION_TOWER": f"comp-siglip:{configs / 'siglip'}"}
+            values |= {"LLM": str(configs / llm), "VISION_TOWER": f"comp-siglip:{configs / tower}"}
         for name in os.environ.keys() - values.keys():
             monkeypatch.delenv(name)
         for name, value in values.items():
@@ -61,19 +62,35 @@ def planned(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_whole_recipe_plans(recipe, capsys, monkeypatch, preset):
+@pytest.fixture
+def without_activations(monkeypatch):
+    """They are measured elsewhere, and are most of the work."""
     monkeypatch.setattr(plan_command, "activations", lambda *_: {"typical": 1, "largest": 1, "typical_otherwise": 1})
-    recipe(preset)
+
+
+@pytest.mark.parametrize(("preset", "row"), RECIPES)
+def test_every_recipe_plans_as_a_whole(recipe, capsys, without_activations, preset, row):
+    recipe(preset, row, llm="small_llm", tower="small_tower")
     plans = planned(capsys, "--gpus", "8", str(ROOT / "scripts/comp/train_all.sh"))
-    assert [plan["output_dir"].rpartition("/")[2] for plan in plans] == list(STAGES)
-    for plan, stage in zip(plans, STAGES, strict=True):
+    stages = [plan["output_dir"].rpartition("/")[2] for plan in plans]
+    assert stages == [stage for stage in STAGES if stage in stages]
+    assert stages
+    for plan, stage in zip(plans, stages, strict=True):
         assert (plan["processes"], plan["zero_stage"], plan["dtype"]) == (8, 3, "bfloat16")
-        trains = [part for part, count in plan["parameters"].items() if count["trainable"]]
-        assert trains == (["mm_mlp_adapter"] if stage == "stage1" else list(plan["parameters"]))
-        if preset == "comp_1b_siglip":
-            assert plan["parameters"]["mm_language_model"]["total"] == QWEN_0_5B
-            assert plan["parameters"]["mm_mlp_adapter"]["total"] == ADAPTER
+        trains = {part for part in PARTS if plan["parameters"][part]["trainable"]}
+        assert trains >= {"mm_mlp_adapter"}
+        assert (trains == {"mm_mlp_adapter"}) == (stage == "stage1")
+
+
+@pytest.mark.parametrize(("preset", "llm", "count"), [("comp_1b_siglip", *QWEN_0_5B), ("comp_7b_siglip", *QWEN_7B)])
+def test_the_papers_models_have_the_parameters_that_their_cards_say(
+    recipe, capsys, without_activations, preset, llm, count
+):
+    recipe(preset, llm=llm)
+    (plan,) = planned(capsys, "--gpus", "8", str(ROOT / "scripts/comp/stage2_fixed.sh"))
+    assert plan["parameters"]["mm_language_model"] == {"total": count, "trainable": count}
+    total = sum(part["total"] for part in plan["parameters"].values())
+    assert plan["bytes"]["gpu"]["optimizer"] == pytest.approx(12 * total / 8, abs=1)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -85,19 +102,15 @@ def test_one_stage_alone_knows_what_it_will_start_from(recipe, stage):
     assert start in makers or os.path.isdir(start)
 
 
-def test_a_step_of_the_papers_largest_model_in_numbers(recipe, capsys):
-    """In bf16 over 8 GPUs with ZeRO-3 they share 2 bytes of every weight, and 12 of the optimizer's."""
-    recipe("comp_1b_siglip", llm="qwen_7b")
+@pytest.mark.slow
+def test_a_step_of_the_paper_in_numbers(recipe, capsys):
+    recipe("comp_1b_siglip")
     (plan,) = planned(capsys, "--gpus", "8", str(ROOT / "scripts/comp/stage2_native.sh"))
-    total = sum(count["total"] for count in plan["parameters"].values())
-    assert plan["parameters"]["mm_language_model"]["total"] == QWEN_7B
-    assert plan["bytes"]["gpu"]["weights"] == pytest.approx(2 * total / 8, abs=1)
-    assert plan["bytes"]["gpu"]["optimizer"] == pytest.approx(12 * total / 8, abs=1)
     activations = plan["bytes"]["activations"]
     assert activations["typical"] < activations["typical_otherwise"] / 5
-    # Each layer's input of a row waits for the backward pass: 28 of width 3584 in the LLM alone.
-    assert activations["largest"] > 28 * 3584 * 2 * plan["tokens"]["largest"]
+    # Each layer's input waits for the backward pass, in the LLM alone 24 rows of width 896 in bf16.
     assert plan["tokens"]["largest"] == 16 * 8000
+    assert activations["largest"] > 24 * 896 * 2 * plan["tokens"]["largest"]
 
 
 def refused(*arguments):
@@ -116,11 +129,3 @@ def test_scripts_that_cannot_be_planned_are_refused_in_one_line(recipe, tmp_path
     assert "does not know DRY_RUN=1" in refused(trap)
     assert not (tmp_path / "trained").exists()
     assert "NUM_GPUS" in refused("--gpus", "7", ROOT / "scripts/comp/stage1.sh")
-
-
-def test_the_command_runs_as_a_module(recipe, configs):
-    recipe("embedded")
-    command = ["python", "-m", "llava.train.plan", "scripts/comp/stage1.sh", "--max_steps", "9"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "9 steps" in done.stdout

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from PIL import Image
-
 from llava.data.dataset import TYPICAL_PHOTO
 from llava.data.mixture import Records, load_records
 from llava.model.multimodal_encoder.base import ImageProcessor
@@ -56,8 +54,9 @@ def largest_batch(stage: Stage, processor: ImageProcessor) -> MicroBatch:
 def _batch(stage: Stage, processor: ImageProcessor, photo: tuple[int, int], text: int, images: float) -> MicroBatch:
     samples = stage.training.per_device_train_batch_size
     count = max(round(samples * images), 1)
-    grid: list[int] = processor([Image.new("RGB", photo)])["image_grid_thw"][0].tolist()
     tokens = processor.num_visual_tokens(*photo)
+    rows = next(rows for rows in range(math.isqrt(tokens), 0, -1) if tokens % rows == 0)  # memory minds no proportions
+    grid = [1, processor.merge_size * rows, processor.merge_size * (tokens // rows)]
     visual = [tokens * (count // samples + (number < count % samples)) for number in range(samples)]
     return MicroBatch(
         grids=[grid] * count,
