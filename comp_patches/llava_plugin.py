@@ -34,6 +34,10 @@ class CompVisionTower(nn.Module):
         return self.config.hidden_size
 
     @property
+    def num_layers(self) -> int:
+        return self.config.num_used_layers
+
+    @property
     def patch_size(self) -> int:
         return self.config.patch_size
 
@@ -70,6 +74,10 @@ class CompTowerFactory:
             return CompVisionTower(load_vision_transformer(name, dtype=dtype, **options))
         tower = PackedVisionTransformer(VisionTransformerConfig.from_dict(config).with_overrides(options))
         return CompVisionTower(tower if dtype is None else tower.to(dtype))
+
+    def tower_config(self, name: str, **options: Any) -> dict[str, Any]:
+        """The config of the tower that its name says; no weights are read."""
+        return load_vision_config(name, **options).to_dict()
 
     def build_image_processor(
         self, name: str, *, config: dict[str, Any] | None = None, **options: Any

@@ -140,7 +140,8 @@ class PackedVisionTransformer(nn.Module):
 
     def _attention_backend(self, states: Tensor) -> str:
         device, dtype = states.device, states.dtype
-        if torch.is_autocast_enabled(device.type):  # queries, keys and values leave a linear layer
+        autocasts = torch.amp.is_autocast_available(device.type)  # the meta device cannot even be asked
+        if autocasts and torch.is_autocast_enabled(device.type):  # queries, keys and values leave a linear layer
             dtype = torch.get_autocast_dtype(device.type)
         asked, trains = self.config.attn_implementation, torch.is_grad_enabled()
         return choose_backend(asked, device, dtype, self.config.head_dim, trains)

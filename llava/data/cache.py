@@ -10,6 +10,8 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +31,7 @@ VERSION = 2  # of the layout: another one is made anew
 MAGIC = b"llava\0v1"
 FOLDER_VARIABLE = "LLAVA_DATA_CACHE"
 ROWS_AT_A_TIME = 1 << 14
+HASHED_AT_A_TIME = 1 << 22  # bytes
 
 # 24 bytes a record. `size` is all of it, `text` its JSON alone; the rest is `records.Facts`.
 FIELDS = {"start": "<u8", "size": "<u4", "text": "<u4", "text_bytes": "<u4"}
@@ -42,11 +45,16 @@ class RecordCache:
     Attributes:
         index: (records,) of INDEX, in the file.
         absolute_folder: The folder that all absolute image paths of the source lie below; None where there are none.
+        files: `file`, `bytes` and `sha256` of each file of the source, as the first pass found them.
     """
 
     def __init__(self, source: Path, file: Path, about: dict[str, Any]) -> None:
         self.source, self.file = source, file
         self.absolute_folder = about["absolute_folder"]
+        self.files = [
+            {"file": os.path.normpath(source / name), "bytes": size, "sha256": digest}
+            for (name, size, _), digest in zip(about["key"]["files"], about["sha256"], strict=True)
+        ]
         num_records = about["num_records"]  # an empty mapping there cannot be
         self.index = (
             np.memmap(file, INDEX, mode="r", offset=about["index_at"], shape=num_records)
@@ -134,10 +142,15 @@ def _about(file: Path) -> dict[str, Any]:
 
 
 def _write(source: Path, key: dict[str, Any], file: Path) -> None:
-    """The first pass: checks every record, copies it, and notes what is asked of all of them at each start."""
+    """The first pass: checks every record, copies it, and notes what is asked of all of them at each start.
+
+    A thread hashes the source's files meanwhile: both read the same pages, and hashing does not hold the interpreter.
+    """
     started = time.monotonic()
     folders = _CommonFolder()
-    with file.open("wb") as cache:
+    hashing = ThreadPoolExecutor(max_workers=1)
+    with file.open("wb") as cache, _ending(hashing):
+        digests = [hashing.submit(_sha256, each) for each in source_files(source)]
         index = np.concatenate([np.empty(0, INDEX), *_copy(source, cache, folders)])
         index_at = cache.tell()
         cache.write(memoryview(index).cast("B") if len(index) else b"")
@@ -146,12 +159,30 @@ def _write(source: Path, key: dict[str, Any], file: Path) -> None:
             "num_records": len(index),
             "index_at": index_at,
             "absolute_folder": folders.common,
+            "sha256": [digest.result() for digest in digests],
         }
         encoded = json.dumps(about).encode()
         cache.write(encoded + len(encoded).to_bytes(8, "little") + MAGIC)
         cache.flush()
         os.fsync(cache.fileno())
     logger.info("%s: %d records read in %.0f s", source, len(index), time.monotonic() - started)
+
+
+@contextmanager
+def _ending(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Where the pass fails, files that are not begun yet are not waited for."""
+    try:
+        yield
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _sha256(file: Path) -> str:
+    digest = sha256()
+    with file.open("rb") as data:
+        while part := data.read(HASHED_AT_A_TIME):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _copy(source: Path, cache: BinaryIO, folders: "_CommonFolder") -> Iterator[np.ndarray]:

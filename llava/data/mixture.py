@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -86,6 +87,15 @@ class Records(Sequence[dict]):
     def facts(self) -> np.ndarray:
         """`text_bytes`, `images` and `videos` of every record."""
         return np.concatenate([part.index()[["text_bytes", "images", "videos"]] for part in self.parts])
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """Of each source its files with sizes and hashes, how many records it has, and how many an epoch draws."""
+        sources: dict[Path, dict[str, Any]] = {}
+        for part in self.parts:
+            cache = part.cache
+            first = {"source": str(cache.source), "files": cache.files, "records": len(cache), "drawn": 0}
+            sources.setdefault(cache.source, first)["drawn"] += len(part.indices)
+        return list(sources.values())
 
     def to_check(self, image_folder: str | None) -> Iterator[dict]:
         """The records whose paths have to be looked at before the first step: in most mixtures, one of each source."""

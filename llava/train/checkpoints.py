@@ -82,7 +82,7 @@ def last_complete_checkpoint(output_dir: str, *, remove: bool) -> str | None:
     Raises:
         ValueError: a file of that checkpoint was cut short afterwards.
     """
-    folders = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step, reverse=True)
+    folders = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
     for folder in folders:
         if _is_complete(folder):
             _check_readable(folder)
@@ -91,6 +91,12 @@ def last_complete_checkpoint(output_dir: str, *, remove: bool) -> str | None:
             logger.warning("%s: its saving was interrupted; removed.", folder)
             shutil.rmtree(folder)
     return None
+
+
+def step_of(folder: str | Path) -> int:
+    """After how many steps the checkpoint `checkpoint-N` was saved; -1 for a folder of another name."""
+    suffix = Path(folder).name.rpartition("-")[2]
+    return int(suffix) if suffix.isdigit() else -1
 
 
 def check_output_dir(output_dir: str) -> None:
@@ -116,11 +122,6 @@ def _model_shapes(folder: str) -> dict[str, tuple[int, ...]]:
             names = tensors.keys()
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     return shapes
-
-
-def _step(folder: Path) -> int:
-    suffix = folder.name.rpartition("-")[2]
-    return int(suffix) if suffix.isdigit() else -1
 
 
 def _check_readable(folder: Path) -> None:

@@ -22,8 +22,9 @@ from llava.data.sampler import BalancedBatchSampler
 from llava.model.loading import ADAPTER_FILE, load_adapter_file
 from llava.model.sharding import gathered, is_sharded
 from llava.train.checkpoints import check_saved_weights, load_auxiliary_losses, save_adapter, save_auxiliary_losses
+from llava.train.flops import ModelFlops, peak_tflops
 from llava.train.lora import has_lora, load_lora, save_lora, saved_tensors
-from llava.train.metrics import MetricsFile, Throughput, gradient_norms, peak_memory_gib
+from llava.train.metrics import MetricsFile, ShardedNorms, Throughput, gradient_norms, peak_memory_gib
 from llava.train.parts import AUXILIARY, parameter_groups
 from llava.train.preemption import StopOnSigterm
 
@@ -51,6 +52,8 @@ class LLaVATrainer(Trainer):
         self.add_callback(self.preemption)
         self.add_callback(MetricsFile())
         self._throughput = Throughput()
+        self._flops = ModelFlops(self.model)
+        self._sharded_norms: ShardedNorms | None = None
         self._largest_pack = self.args.model_max_length * self.args.train_batch_size  # in tokens, of a micro-batch
         self._of_parts: dict[str, float | Tensor] = {}  # what each trained with at the last logged step
         self._ids: list[str] = []  # of the step's samples
@@ -65,6 +68,8 @@ class LLaVATrainer(Trainer):
             )
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **kwargs)
+            if self.is_deepspeed_enabled:
+                self._sharded_norms = ShardedNorms(self.optimizer)
         return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader:
@@ -114,7 +119,8 @@ class LLaVATrainer(Trainer):
         batches, num_items_in_batch = super().get_batch_samples(*args)
         waited = time.perf_counter() - start
         tokens_per_image = self.accelerator.unwrap_model(self.model).get_model().tokens_per_image
-        self._throughput.add(batches, tokens_per_image, waited=waited)
+        flops = sum(map(self._flops.of_batch, batches)) + self._flops.of_supervised(self._own_share(num_items_in_batch))
+        self._throughput.add(batches, tokens_per_image, waited=waited, flops=flops)
         bad = [sample for batch in batches for sample in batch.pop("bad_samples")]
         seen = sum(batch.pop("num_samples") for batch in batches)
         self._ids = [sample_id for batch in batches for sample_id in batch.pop("ids")]
@@ -122,6 +128,11 @@ class LLaVATrainer(Trainer):
         if self.args.pack_to_max_length:
             self._note_large_packs(batches)
         return batches, num_items_in_batch
+
+    def _own_share(self, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+        """This process's mean part of the supervised tokens, left on the device: asking for them would make it wait."""
+        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return 0.0 if num_items_in_batch is None else num_items_in_batch / ranks
 
     def _note_large_packs(self, batches: list[dict[str, Any]]) -> None:
         """Packs are made by estimated lengths. Who runs out of memory must see it where they are larger than meant."""
@@ -167,6 +178,8 @@ class LLaVATrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         self.loss_is_scaled_for_ga = True  # compute_loss above has divided where a division is due
+        if self._sharded_norms is not None:  # DeepSpeed's optimizer steps in there
+            self._sharded_norms.wanted = self._will_log()
         return super().training_step(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -178,6 +191,8 @@ class LLaVATrainer(Trainer):
         if grad_norm is None:  # nothing was clipped
             self._note_parts(model)
         grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self._sharded_norms is not None and self._will_log():
+            self._of_parts |= self._sharded_norms.take(self.learning_rates, float(grad_norm), self.accelerator.reduce)
         values = {f"loss_{name}": self._named_sums[name] for name in self._trained_losses()} | {"grad_norm": grad_norm}
         wrong = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
         if wrong:
@@ -190,10 +205,13 @@ class LLaVATrainer(Trainer):
 
     def _note_parts(self, model: nn.Module) -> None:
         """Of a step that will be logged: what each part trains with, before clipping and before the schedule's step."""
-        if (self.state.global_step + 1) % self.state.logging_steps == 0:
+        if self._will_log():
             groups = self.optimizer.param_groups
             rates = {f"learning_rate_{group['name'].removesuffix('_no_decay')}": group["lr"] for group in groups}
             self._of_parts = rates | gradient_norms(model)
+
+    def _will_log(self) -> bool:
+        return (self.state.global_step + 1) % self.state.logging_steps == 0
 
     def _trained_losses(self) -> list[str]:
         return ["decoding", *self.accelerator.unwrap_model(self.model).auxiliary_weights]
@@ -211,6 +229,9 @@ class LLaVATrainer(Trainer):
             logs |= {name: float(value) for name, value in self._of_parts.items()}
             logs |= self._throughput.since_last(self._sum_over_processes)
             logs["peak_memory_gib"] = peak_memory_gib()
+            peak = peak_tflops(torch.cuda.get_device_name()) if self.args.bf16 and torch.cuda.is_available() else None
+            if peak:
+                logs["mfu"] = logs["tflops_per_second"] / peak
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +20,14 @@ from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 from llava.model.loading import attach_vision, load_adapter_file, load_config, load_weights
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor, with_weights
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from llava.train.checkpoints import check_output_dir, last_complete_checkpoint
+from llava.train.checkpoints import check_output_dir, last_complete_checkpoint, step_of
 from llava.train.llava_trainer import LLaVATrainer, NonFiniteError
 from llava.train.lora import add_lora, refuse_lora_folder
 from llava.train.parts import AUXILIARY, parse_parts, set_tunable_parts, trainable_table
 from llava.train.preemption import EXIT_STATUS
+from llava.train.run_card import add_start
 from llava.train.zero import prepare_zero
-from llava.utils import mistakes_in_one_line, write_text
+from llava.utils import mistakes_in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,18 @@ def build_stage(
         bad_samples=BadSampleLedger(data_args.max_bad_samples, len(dataset)),
     )
     if trainer.args.should_save:
-        write_resolved_arguments(training_args.output_dir, model_args, data_args, training_args)
+        add_start(
+            training_args.output_dir,
+            step=step_of(checkpoint) if checkpoint else 0,
+            arguments={
+                "model": asdict(model_args),
+                "data": asdict(data_args),
+                "training": training_args.to_sanitized_dict(),
+            },
+            data_path=data_args.data_path,
+            records=records,
+            world_size=training_args.world_size,
+        )
     return trainer, checkpoint
 
 
@@ -145,9 +155,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
         config.mm_base_model = model_args.model_name_or_path
     elif name is None:
         raise ValueError(f"--vision_tower is missing, and {model_args.model_name_or_path} holds no tower of its own.")
-    # Without DeepSpeed a CPU computes in float32 all the same; DeepSpeed turns everything into bfloat16.
-    halves = training_args.bf16 and (training_args.deepspeed or not training_args.use_cpu)
-    dtype = torch.bfloat16 if halves else torch.float32
+    dtype = weights_dtype(bf16=training_args.bf16, deepspeed=training_args.deepspeed, use_cpu=training_args.use_cpu)
     model = load_weights(
         model_args.model_name_or_path,
         config,
@@ -172,6 +180,11 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
         model.get_model().vision_tower.to(model.device)
         model.get_model().mm_projector.to(model.device)
     return model
+
+
+def weights_dtype(*, bf16: bool, deepspeed: Any, use_cpu: bool) -> torch.dtype:
+    """Without DeepSpeed a CPU computes in float32 all the same; DeepSpeed turns everything into bfloat16."""
+    return torch.bfloat16 if bf16 and (deepspeed or not use_cpu) else torch.float32
 
 
 def load_tokenizer(path: str, model_max_length: int) -> PreTrainedTokenizerBase:
@@ -201,12 +214,6 @@ def record_in_config(
     config.mm_conversation_template = model_args.version
     config.tokenizer_padding_side = tokenizer.padding_side
     config.tokenizer_model_max_length = training_args.model_max_length
-
-
-def write_resolved_arguments(folder: str, model_args: Any, data_args: Any, training_args: TrainingArguments) -> None:
-    """`resolved_arguments.json`: every value this stage runs with."""
-    resolved = {"model": asdict(model_args), "data": asdict(data_args), "training": training_args.to_sanitized_dict()}
-    write_text(Path(folder) / "resolved_arguments.json", json.dumps(resolved, indent=2, default=str) + "\n")
 
 
 if __name__ == "__main__":

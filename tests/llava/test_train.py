@@ -48,10 +48,6 @@ def test_stage_1_leaves_config_and_adapter_in_llavas_layout(llm, siglip, data, t
     assert config["model_type"] == "llava_qwen"
     assert config["mm_vision_config"]["use_rope"] is False
     assert config["mm_conversation_template"] == "plain"  # how a chat must talk to it
-    resolved = json.loads((tmp_path / "out" / "resolved_arguments.json").read_text())
-    assert resolved["model"]["mm_tunable_parts"] == "mm_mlp_adapter"
-    assert resolved["data"]["force_resize"] == "pretrained"
-    assert (resolved["training"]["max_steps"], resolved["training"]["adam_beta2"]) == (4, 0.999)
     _, model, processor, _ = load_pretrained_model(str(tmp_path / "out"))
     assert processor.num_visual_tokens(500, 100) == 4  # fixed at the VFM's 32 px: 4×4 patches
     for name, parameter in trainer.model.named_parameters():

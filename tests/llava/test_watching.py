@@ -117,6 +117,8 @@ def test_metrics_go_to_a_file_that_a_resumed_run_continues(llm, siglip, data, tm
     for line in logged:
         assert line["tokens_per_second"] > line["images_per_second"] > 0
         assert 0 < line["data_wait_share"] < 1
+        assert line["tflops_per_second"] > 0
+        assert "mfu" not in line  # of a CPU there is no peak to compare with
         assert line["peak_memory_gib"] > 0.1
         parts = [line[f"grad_norm_{part}"] for part in ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")]
         assert math.hypot(*parts) == pytest.approx(line["grad_norm"], rel=1e-4)
@@ -133,8 +135,9 @@ def test_throughput_counts_what_went_through_since_the_last_log(monkeypatch):
     throughput = Throughput()
     batch = {"input_ids": torch.zeros(1, 60), "image_grid_thw": [[1, 4, 4], [1, 2, 2]]}
     batch |= {"num_samples": 4, "bad_samples": [BadSample("r", "gone")]}
-    throughput.add([batch, batch], lambda grids: [rows * cols // 4 for _, rows, cols in grids], waited=2.0)
+    throughput.add([batch, batch], lambda grids: [rows * cols // 4 for _, rows, cols in grids], waited=2.0, flops=3e13)
     values = throughput.since_last(lambda counts: [2 * count for count in counts])  # another process did as much
     expected = {"tokens_per_second": 24.0, "images_per_second": 0.8, "samples_per_second": 1.2}
-    assert values == expected | {"visual_tokens_per_image": 2.5, "data_wait_share": 0.2}
+    of_device = {"data_wait_share": 0.2, "tflops_per_second": 3.0}
+    assert values == expected | of_device | {"visual_tokens_per_image": 2.5}
     assert throughput.since_last(list)["tokens_per_second"] == 0

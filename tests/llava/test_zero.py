@@ -69,8 +69,13 @@ def halved(flags: dict, config: str) -> dict:
     }
 
 
-def assert_same_run(folder, expected_folder, keys=("loss_decoding", "loss_alignment", "grad_norm", "learning_rate")):
+OF_PARTS = [f"grad_norm_{part}" for part in ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")]
+WATCHED = ("loss_decoding", "loss_alignment", "grad_norm", "learning_rate", *OF_PARTS)
+
+
+def assert_same_run(folder, expected_folder, keys=WATCHED):
     for key in keys:
+        assert logged(expected_folder, key), key
         assert logged(folder, key) == pytest.approx(logged(expected_folder, key), rel=1e-4), key
     expected, found = weights(expected_folder), weights(folder)
     assert found.keys() == expected.keys()
@@ -140,7 +145,7 @@ def test_zero3_saves_a_whole_adapter_and_nothing_else(llm, siglip, mixed, tmp_pa
     one, two = tmp_path / "one", tmp_path / "two"
     train_alone(tiny.stage_arguments(llm, siglip, mixed, one, **flags))
     launch(tiny.stage_arguments(llm, siglip, mixed, two, **halved(flags, "zero3")))
-    assert_same_run(two, one, keys=("loss_decoding", "grad_norm"))
+    assert_same_run(two, one, keys=("loss_decoding", "grad_norm", "grad_norm_mm_mlp_adapter"))
     assert not list(two.glob("*.safetensors"))
 
 

@@ -34,6 +34,7 @@ class VisionTower(Protocol):
     """A `torch.nn.Module` with its weights under `.vision_tower`: LLaVA's `model.vision_tower.vision_tower.*`."""
 
     hidden_size: int
+    num_layers: int
     patch_size: int
     merge_size: int
     config: Any  # has to_dict(); stored in a LLaVA checkpoint's config as `mm_vision_config`
@@ -50,6 +51,10 @@ class TowerFactory(Protocol):
         self, name: str, *, config: dict[str, Any] | None = None, dtype: torch.dtype | None = None, **options: Any
     ) -> VisionTower:
         """Load the tower called `name`, or, with `config`, build that architecture for a checkpoint to fill."""
+        ...
+
+    def tower_config(self, name: str, **options: Any) -> dict[str, Any]:
+        """The `config` of the tower called `name`, for `build_tower`; no weights are read."""
         ...
 
     def build_image_processor(

@@ -1,0 +1,1 @@
+"""What `python -m llava.train.plan` knows of a run before it is started."""

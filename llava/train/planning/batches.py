@@ -1,0 +1,66 @@
+"""How large a stage's micro-batches are and how many steps it takes: asked of its data, where they are there."""
+
+from __future__ import annotations
+
+import math
+
+from llava.data.dataset import TYPICAL_PHOTO
+from llava.data.mixture import Records, load_records
+from llava.model.multimodal_encoder.base import ImageProcessor
+from llava.train.planning.live import MicroBatch
+from llava.train.planning.model import Stage
+
+WORDS = 100  # of a sample, beside one image, where there are no data to be asked
+TOKENS_PER_WORD = 4 / 3
+LARGE_PHOTO = (4096, 4096)  # px; more than any bound on visual tokens lets through
+
+
+def records_of(stage: Stage) -> Records | None:
+    """The stage's data; None where they are not on this machine."""
+    try:
+        return load_records(stage.data.data_path, seed=stage.training.seed)
+    except FileNotFoundError:
+        return None
+
+
+def num_steps(stage: Stage, records: Records | None) -> int | None:
+    """Optimizer steps, as the Trainer counts them; None where that needs data that are not there."""
+    training = stage.training
+    if training.max_steps > 0:
+        return training.max_steps
+    if records is None:
+        return None
+    batches = math.ceil(len(records) / (training.per_device_train_batch_size * stage.world_size))
+    return math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))
+
+
+def typical_batch(stage: Stage, processor: ImageProcessor, records: Records | None) -> MicroBatch:
+    """Samples of the data's mean numbers of words and images, each image a photograph of TYPICAL_PHOTO."""
+    words, images = WORDS, 1.0
+    if records is not None:
+        facts = records.facts()
+        words = int(facts["words"].mean())
+        images = float(facts["images"].mean() + facts["videos"].mean() * stage.data.video_frames)
+    text = math.ceil(words * TOKENS_PER_WORD)
+    return _batch(stage, processor, TYPICAL_PHOTO, text, images)
+
+
+def largest_batch(stage: Stage, processor: ImageProcessor) -> MicroBatch:
+    """Every sample has `--model_max_length` tokens, and one image of the most visual tokens among them."""
+    visual = processor.num_visual_tokens(*LARGE_PHOTO)
+    return _batch(stage, processor, LARGE_PHOTO, max(stage.training.model_max_length - visual, 1), 1.0)
+
+
+def _batch(stage: Stage, processor: ImageProcessor, photo: tuple[int, int], text: int, images: float) -> MicroBatch:
+    samples = stage.training.per_device_train_batch_size
+    count = max(round(samples * images), 1)
+    tokens = processor.num_visual_tokens(*photo)
+    rows = next(rows for rows in range(math.isqrt(tokens), 0, -1) if tokens % rows == 0)  # memory minds no proportions
+    grid = [1, processor.merge_size * rows, processor.merge_size * (tokens // rows)]
+    visual = [tokens * (count // samples + (number < count % samples)) for number in range(samples)]
+    return MicroBatch(
+        grids=[grid] * count,
+        lengths=[text + here for here in visual],
+        visual=sum(visual),
+        supervised=text * samples,
+    )

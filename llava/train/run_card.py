@@ -1,0 +1,163 @@
+"""`run_card.json` and `run_card.md` beside a run: what it was made with, start by start.
+
+A run that is continued adds a start and keeps the earlier ones, so the card tells where code, packages, arguments or
+data changed in between.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from datetime import datetime, timezone
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.data.mixture import Records
+from llava.utils import write_text
+
+FILE = "run_card.json"
+PAGE = "run_card.md"
+PACKAGES = (
+    *("torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "tokenizers", "safetensors", "numpy"),
+    *("pillow", "flash-attn", "liger-kernel", "bitsandbytes"),
+)
+GIT_SECONDS = 20  # on a slow network file system; then the card says that there is no git
+COMPARED = ("code", "versions", "hardware", "arguments", "data")
+
+
+def add_start(
+    folder: str | Path,
+    *,
+    step: int,
+    arguments: dict[str, dict],
+    data_path: str | Path,
+    records: Records,
+    world_size: int,
+) -> None:
+    """Append this start to the folder's card, and render the page. One process of a run does.
+
+    Args:
+        step: optimizer steps that were done before it.
+        arguments: every value in force, by group.
+    """
+    start = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "step": step,
+        "code": code_state(Path(__file__).parent),
+        "versions": package_versions(),
+        "hardware": hardware(world_size),
+        "arguments": arguments,
+        "data": {"data_path": str(data_path), "records": len(records), "sources": records.manifest()},
+    }
+    starts = [*read_starts(folder), json.loads(json.dumps(start, default=str))]  # all as a file has it
+    write_text(Path(folder) / FILE, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
+    write_text(Path(folder) / PAGE, page(starts))
+
+
+def read_starts(folder: str | Path) -> list[dict[str, Any]]:
+    """The starts so far, oldest first; none without a card. A file that is no card is never written over."""
+    file = Path(folder) / FILE
+    if not file.exists():
+        return []
+    try:
+        starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
+        if not isinstance(starts, list):
+            raise TypeError("`starts` is no list")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no run card ({error}). Move it away; this start makes a new one.") from error
+    return starts
+
+
+def code_state(folder: Path) -> dict[str, str | None]:
+    """The commit that the code in `folder` comes from, and a hash of what was changed after it; null where nothing
+    was. Both are null where git does not know the code: another repository that merely lies above it does not count."""
+    known = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+    commit = _git(folder, "rev-parse", "HEAD") if known else None
+    if not commit:
+        return {"commit": None, "changes_sha256": None}
+    changes = _git(folder, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
+    return {"commit": commit.decode().strip(), "changes_sha256": sha256(changes).hexdigest() if changes else None}
+
+
+def package_versions() -> dict[str, str | None]:
+    """Python's and the packages' versions; null for one that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def hardware(world_size: int) -> dict[str, Any]:
+    """How many processes train, and on what this one does."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()})"
+    return {"world_size": world_size, "device": device, "cuda": torch.version.cuda if on_gpu else None}
+
+
+def page(starts: list[dict[str, Any]]) -> str:
+    """The card to read: the last start, and of each what changed since the one before."""
+    last = starts[-1]
+    lines = ["# Run card", "", "| start | step | commit | changed since the start before |", "|---|---|---|---|"]
+    for before, start in zip([None, *starts], starts, strict=False):
+        changed = "" if before is None else "; ".join(changes(before, start)) or "nothing"
+        lines.append(f"| {start['time']} | {start['step']} | {_commit(start['code'])} | {_cell(changed)} |")
+    lines += ["", "## Data", "", "| source | records | drawn an epoch | files | bytes |", "|---|---|---|---|---|"]
+    for source in last["data"]["sources"]:
+        size = sum(file["bytes"] for file in source["files"])
+        name = _cell(source["source"])
+        lines.append(f"| {name} | {source['records']:,} | {source['drawn']:,} | {len(source['files'])} | {size:,} |")
+    lines += ["", "## Packages and hardware", ""]
+    facts = {name: value for name, value in (last["versions"] | last["hardware"]).items() if value is not None}
+    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", f"Every argument, and every file's SHA-256: `{FILE}`."]
+    return "\n".join(lines) + "\n"
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What differs between two starts, one phrase for each value."""
+    old, new = ({field: start[field] for field in COMPARED} for start in (before, after))
+    return _differences("", old, new)
+
+
+def _differences(name: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [text for key in keys for text in _differences(f"{name}.{key}".lstrip("."), old.get(key), new.get(key))]
+    if old == new:
+        return []
+    if isinstance(old, list) or isinstance(new, list):
+        return [name]
+    return [f"{name} {_short(old)} → {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def _commit(code: dict[str, str | None]) -> str:
+    if code["commit"] is None:
+        return "no git"
+    return code["commit"][:10] + (" with uncommitted changes" if code["changes_sha256"] else "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    """What git writes; None where there is no git, or it fails."""
+    command = ["git", "--no-optional-locks", *arguments]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=GIT_SECONDS, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
