@@ -107,7 +107,7 @@ def wait_until(run: subprocess.Popen, happened) -> None:
 
 
 def steps_done(metrics: Path) -> int:
-    lines = metrics.read_text().splitlines()
+    lines = metrics.read_text().rpartition("\n")[0].splitlines()  # without one that is being written
     return json.loads(lines[-1])["step"] if lines else 0
 
 
