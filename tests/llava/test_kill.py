@@ -104,6 +104,7 @@ def wait_until(run: subprocess.Popen, happened) -> None:
     while not happened():
         assert run.poll() is None, f"the training ended by itself, with {run.returncode}"
         assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.001)
 
 
 def steps_done(metrics: Path) -> int:
