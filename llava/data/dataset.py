@@ -19,10 +19,11 @@ from llava.data.records import (
     repeat_placeholders,
 )
 from llava.data.video import check_decoder
-from llava.data.visuals import load_visuals
+from llava.data.visuals import image_sizes, load_visuals
 
-TYPICAL_PHOTO = (640, 480)  # width, height
-MEASURED_RECORDS = 256  # whose tokens are counted before the first step
+TYPICAL_PHOTO = (640, 480)  # width, height, where no image's can be known
+MEASURED_RECORDS = 256  # whose text is tokenised before the first step
+MEASURED_IMAGES = 64  # records of each source whose images' sizes are looked at
 
 
 class LLaVADataset(Dataset):
@@ -107,22 +108,37 @@ class LLaVADataset(Dataset):
     def modality_lengths(self) -> np.ndarray:
         """(records,) int64, LLaVA's name and sign: about how many tokens each sample has, negative for text-only ones.
 
-        No image is opened, which would take minutes before the first step: one counts as a 640×480 photograph (exact at
-        a fixed resolution), and text counts by its bytes, which holds where words are not told apart by spaces, too.
+        Opening every image would take minutes before the first step: one counts as its source's mean, which is exact at
+        a fixed resolution. Text counts by its bytes, which holds for languages without spaces, too.
         """
         facts = self._facts()
         text_bytes = facts["text_bytes"].astype(np.int64)
-        images = facts["images"].astype(np.int64) + facts["videos"].astype(np.int64) * self.video_frames
-        tokens = images * self.image_processor.num_visual_tokens(*TYPICAL_PHOTO)
+        images, frames = facts["images"].astype(np.int64), facts["videos"].astype(np.int64) * self.video_frames
+        tokens = images * self._tokens_of_an_image()
+        tokens += frames * self.image_processor.num_visual_tokens(*TYPICAL_PHOTO)
         per_byte, of_template = self._tokens_of_text(text_bytes)
         tokens += np.rint(text_bytes * per_byte + of_template).astype(np.int64)
         tokens = tokens.clip(1, self.encoder.max_length)  # longer ones are cut
-        return np.where(images > 0, tokens, -tokens)
+        return np.where(images + frames > 0, tokens, -tokens)
+
+    def _tokens_of_an_image(self) -> np.ndarray:
+        """(records,) how many visual tokens an image has that comes from where the record does, on average."""
+        sizes = self.records.source_sizes() if isinstance(self.records, Records) else [len(self)]
+        means = []
+        for start, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
+            images = [
+                image
+                for number in _spread(size, MEASURED_IMAGES)
+                for image in image_sizes(self.records[int(start) + number], self.image_folder)
+            ]
+            tokens = [self.image_processor.num_visual_tokens(*image) for image in images or [TYPICAL_PHOTO]]
+            means.append(round(sum(tokens) / len(tokens)))
+        return np.repeat(np.array(means, dtype=np.int64), sizes)
 
     def _tokens_of_text(self, text_bytes: np.ndarray) -> tuple[float, float]:
         """Tokens for each byte of text, and for any sample besides: fitted to some records from all over the data."""
         found = []
-        for number in np.unique(np.linspace(0, len(self) - 1, MEASURED_RECORDS).round().astype(int)).tolist():
+        for number in _spread(len(self), MEASURED_RECORDS):
             try:
                 text = build_conversation(self.records[number], self.conversation).get_prompt()
             except BadSampleError:
@@ -139,3 +155,8 @@ class LLaVADataset(Dataset):
             return self.records.facts()
         names = ("text_bytes", "images", "videos")
         return np.array([facts_of(record)[:3] for record in self.records], [(name, np.int64) for name in names])
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """At most `count` numbers below `size`, from all over it."""
+    return np.unique(np.linspace(0, size - 1, count).round().astype(int)).tolist() if size else []

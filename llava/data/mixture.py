@@ -97,6 +97,10 @@ class Records(Sequence[dict]):
             sources.setdefault(cache.source, first)["drawn"] += len(part.indices)
         return list(sources.values())
 
+    def source_sizes(self) -> list[int]:
+        """How many records in a row come from one source, for all of them."""
+        return [len(part.indices) for part in self.parts]
+
     def to_check(self, image_folder: str | None) -> Iterator[dict]:
         """The records whose paths have to be looked at before the first step: in most mixtures, one of each source."""
         for part in self.parts:

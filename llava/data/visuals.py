@@ -1,5 +1,8 @@
 """A record's images and videos as pictures."""
 
+from contextlib import suppress
+from io import BytesIO
+
 from PIL import Image
 
 from llava.data.bad_samples import BadSampleError
@@ -27,6 +30,16 @@ def load_visuals(record: dict, image_folder: str | None, video_frames: int) -> l
     except (OSError, ValueError) as error:
         is_bomb = isinstance(error.__cause__, Image.DecompressionBombError)
         raise BadSampleError(str(error), kind="unusable image" if is_bomb else "unreadable file") from error
+
+
+def image_sizes(record: dict, image_folder: str | None) -> list[tuple[int, int]]:
+    """Width and height of the record's images, of which only the headers are read; without those that have none."""
+    sizes = []
+    for image in images_of(record):
+        file = BytesIO(image.data) if isinstance(image, ImageBytes) else locate(image, record, image_folder)
+        with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(file) as opened:
+            sizes.append(opened.size)
+    return sizes
 
 
 def _load_image(image: str | ImageBytes, record: dict, image_folder: str | None) -> Image.Image:

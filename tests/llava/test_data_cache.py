@@ -192,3 +192,19 @@ def test_lengths_from_the_cache_are_those_of_the_records(tmp_path):
     assert lengths == make_dataset(list(lazy), tmp_path).modality_lengths.tolist()
     found = make_dataset(load_records(tmp_path / "a.json"), tmp_path).modality_lengths.tolist()
     assert min(found[:2]) > 0 > found[3] > found[2]
+
+
+def test_an_image_counts_as_the_mean_of_its_source(tmp_path):
+    """16 visual tokens and 8 of one source, 2 of the other; a missing one tells nothing."""
+    for name, size in (("a.png", (32, 32)), ("b.png", (32, 16)), ("c.png", (16, 8))):
+        draw(tmp_path, name, size)
+    pages = [make_record("<image>", "A page.", image=name) for name in ("a.png", "b.png", "missing.png")]
+    icons = [make_record("<image><image>", "Icons.", image=["c.png", "c.png"]), make_record("Hi", "Hello.")]
+    for name, records in (("pages", pages), ("icons", icons)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(records))
+    (tmp_path / "mix.yaml").write_text("datasets: [{json_path: pages.json}, {json_path: icons.json}]")
+    dataset = make_dataset(load_records(tmp_path / "mix.yaml"), tmp_path)
+    assert dataset._tokens_of_an_image().tolist() == [12, 12, 12, 2, 2]
+    assert dataset.modality_lengths[0] == dataset.modality_lengths[2]
+    text_alone = len(dataset[0]["input_ids"]) - 16
+    assert abs(dataset.modality_lengths[0] - 12 - text_alone) <= 5
