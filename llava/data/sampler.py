@@ -31,7 +31,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
         batch_size: Samples of a micro-batch, on average over the ranks: more short ones, or fewer long ones.
         turns: Micro-batches that a rank accumulates in a step.
         by_modality: All samples of a step have an image, or none has; those left over from whole steps come last, with
-            images first (LLaVA's `--group_by_modality_length`).
+            images first. And of a step, samples of like lengths meet (LLaVA's `--group_by_modality_length`).
         max_pack: Tokens that samples are packed to (`--pack_to_max_length`). Packs are made once, by the seed, and
             epochs shuffle them. Unset: no packs.
         drop_last: Leave out what makes no whole micro-batch for all ranks.
@@ -55,7 +55,8 @@ class BalancedBatchSampler(Sampler[list[int]]):
             raise ValueError(f"sample {lengths.tolist().index(0)} has length 0, which tells neither modality.")
         self.rank, self.num_ranks, self.turns = rank, num_ranks, turns
         self.turn_size = batch_size * num_ranks  # samples, over the ranks
-        self.seed, self.epoch, self.drop_last = seed, 0, drop_last
+        self.seed, self.epoch = seed, 0
+        self.by_modality, self.drop_last = by_modality, drop_last
         tokens, kinds = np.abs(lengths), lengths > 0 if by_modality else np.ones(len(lengths), bool)
         self._members = np.arange(len(lengths))
         self._starts = np.arange(len(lengths) + 1)  # pack k is members[starts[k] : starts[k + 1]]
@@ -93,7 +94,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for step in self._steps():
             loads = np.zeros(self.num_ranks, dtype=np.int64)  # of the ranks in this step so far
-            for turn in np.array_split(step, math.ceil(len(step) / self.turn_size)):
+            for turn in self._turns(step):
                 hands = deal(self.tokens[turn], self.num_ranks)
                 totals = np.array([self.tokens[turn[hand]].sum() for hand in hands])
                 order = np.empty_like(loads)
@@ -114,6 +115,15 @@ class BalancedBatchSampler(Sampler[list[int]]):
         steps = np.concatenate(whole)
         yield from steps[torch.randperm(len(steps), generator=generator).numpy()]
         yield from (rest[start : start + size] for start in range(0, len(rest), size))
+
+    def _turns(self, step: np.ndarray) -> list[np.ndarray]:
+        """What all ranks together take at a time. By modality and length, they are handed samples of like lengths."""
+        num_turns = math.ceil(len(step) / self.turn_size)
+        if not self.by_modality:
+            return np.array_split(step, num_turns)
+        step = step[np.argsort(-self.tokens[step], kind="stable")]
+        alike = [step[start : start + self.num_ranks] for start in range(0, len(step), self.num_ranks)]
+        return [np.concatenate(alike[turn::num_turns]) for turn in range(num_turns)]
 
     def _pack(self, number: int) -> list[int]:
         return self._members[self._starts[number] : self._starts[number + 1]].tolist()

@@ -169,7 +169,7 @@ class TrainingArguments(LoraArguments, transformers.TrainingArguments):
     model_max_length: int = field(default=4096, metadata={"help": "Longest sample in tokens, visual ones included."})
     mm_projector_lr: float | None = field(default=None, metadata={"help": "Of the adapter; unset = --learning_rate."})
     mm_vision_tower_lr: float | None = field(default=None, metadata={"help": "Of the tower; unset = --learning_rate."})
-    group_by_modality_length: bool = field(default=False, metadata={"help": "Steps of one modality."})
+    group_by_modality_length: bool = field(default=False, metadata={"help": "Steps of one modality, like lengths."})
     pack_to_max_length: bool = field(
         default=False,
         metadata={"help": "A sample's place in a batch is taken by as many as fit into --model_max_length tokens."},

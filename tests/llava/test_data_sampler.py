@@ -137,6 +137,18 @@ def test_a_long_sample_has_a_micro_batch_to_itself_and_the_short_ones_share_the_
     assert sorted(map(len, turn)) == [1, 4, 4]
 
 
+def test_by_modality_and_length_ranks_are_handed_samples_of_like_lengths():
+    """With one sample each, those next to each other in the step; with two, no turn has all the long ones."""
+    lengths = np.random.default_rng(0).permutation(np.arange(1, 49)).tolist()
+    for step in by_steps(lengths, batch_size=1, num_ranks=4, turns=6, by_modality=True):
+        found = sorted(sorted(lengths[sample] for batch in turn for sample in batch) for turn in step)
+        in_a_row = [length for turn in found for length in turn]
+        assert in_a_row == sorted(in_a_row)
+    (step,) = by_steps(lengths[:16], batch_size=2, num_ranks=2, turns=4, by_modality=True)
+    loads = [sum(tokens_of(lengths, batch) for batch in turn) for turn in step]
+    assert max(loads) - min(loads) <= max(lengths[:16]) * 2  # a sample for each rank
+
+
 def test_the_order_depends_on_seed_and_epoch_alone():
     lengths = [(-1) ** index * (index + 1) for index in range(60)]
     layout = {"batch_size": 2, "num_ranks": 3, "turns": 2}
