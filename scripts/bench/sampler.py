@@ -15,24 +15,30 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from llava.data.sampler import BalancedBatchSampler
 
-PHOTO = 391  # visual tokens of 640×480 px in patches of 14 px, what an image is taken for before it is opened
-FRAMES = 8
 MAX_LENGTH = 8000
 LIMITS = 4, 3000  # visual tokens of an image
+# Share of the samples, images of a sample, median of an image's visual tokens, spread (of its logarithm)
+SOURCES = {
+    "documents": (0.25, 1, 2000, 0.4),
+    "photos": (0.35, 1, 450, 0.4),
+    "charts": (0.15, 1, 250, 0.5),
+    "several images": (0.08, 3, 400, 0.5),
+    "videos": (0.05, 8, 400, 0.3),
+    "text": (0.12, 0, 1, 0.0),
+}
 
 Order = Callable[[int], list[list[int]]]  # rank -> its micro-batches
 
 
 def draw_mix(num_samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each sample, and what they are taken for; negative without an image.
-
-    A fifth is text alone; of the others, most have one image, some several, some a video. Sizes spread widely.
-    """
-    text = rng.lognormal(4.5, 0.9, num_samples).clip(10, 3000).astype(int)
-    images = rng.choice([0, 1, 2, 4, FRAMES], num_samples, p=[0.2, 0.65, 0.06, 0.04, 0.05])
-    visual = images * rng.lognormal(6.3, 0.8, num_samples).clip(*LIMITS).astype(int)
+    """Tokens of each sample, and what it is taken for where an image counts as its source's mean; negative without."""
+    shares, images, medians, spreads = np.array(list(SOURCES.values())).T
+    source = rng.choice(len(SOURCES), num_samples, p=shares)
+    image = (medians[source] * np.exp(spreads[source] * rng.standard_normal(num_samples))).clip(*LIMITS).astype(int)
+    mean = (np.bincount(source, image, len(SOURCES)) / np.bincount(source, minlength=len(SOURCES)).clip(1)).astype(int)
+    text, images = rng.lognormal(4.5, 0.9, num_samples).clip(10, 3000).astype(int), images[source].astype(int)
     sign = np.where(images > 0, 1, -1)
-    return sign * (text + visual).clip(1, MAX_LENGTH), sign * (text + images * PHOTO).clip(1, MAX_LENGTH)
+    return tuple(sign * (text + images * tokens).clip(1, MAX_LENGTH) for tokens in (image, mean[source]))
 
 
 def transformers_order(num_samples: int, batch_size: int, num_ranks: int) -> Order:
@@ -82,6 +88,7 @@ def main() -> None:
         "ours": balanced(lengths),
         "ours, lengths estimated": balanced(taken_for),
         "--group_by_modality_length": balanced(lengths, by_modality=True),
+        "--group_by_modality_length, lengths estimated": balanced(taken_for, by_modality=True),
         "--pack_to_max_length": balanced(lengths, **packed),
         "--pack_to_max_length, lengths estimated": balanced(taken_for, **packed),
     }
