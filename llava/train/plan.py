@@ -116,7 +116,7 @@ def activations(stage: Stage, model: Any, processor: Any, batches: dict[str, Mic
 def show(stage: dict[str, Any]) -> None:
     """The plan as tables."""
     zero = f", ZeRO-{stage['zero_stage']}" if stage["zero_stage"] else ""
-    steps = "steps unknown without the data" if stage["steps"] is None else f"{stage['steps']:,} steps"
+    steps = "steps not known before the start" if stage["steps"] is None else f"{stage['steps']:,} steps"
     title = f"{stage['output_dir']}: {stage['processes']} x {stage['dtype']}{zero}, {steps}"
     table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
     table.add_column()

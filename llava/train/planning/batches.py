@@ -10,8 +10,8 @@ from llava.model.multimodal_encoder.base import ImageProcessor
 from llava.train.planning.live import MicroBatch
 from llava.train.planning.model import Stage
 
-WORDS = 100  # of a sample, beside one image, where there are no data to be asked
-TOKENS_PER_WORD = 4 / 3
+TEXT_BYTES = 530  # of a sample, beside one image, where there are no data to be asked
+TOKENS_PER_BYTE = 1 / 4
 LARGE_PHOTO = (4096, 4096)  # px; more than any bound on visual tokens lets through
 
 
@@ -24,24 +24,25 @@ def records_of(stage: Stage) -> Records | None:
 
 
 def num_steps(stage: Stage, records: Records | None) -> int | None:
-    """Optimizer steps, as the Trainer counts them; None where that needs data that are not there."""
+    """Optimizer steps, as the Trainer counts them; None where that needs data that are not there, or packs, which are
+    made at the start."""
     training = stage.training
     if training.max_steps > 0:
         return training.max_steps
-    if records is None:
+    if records is None or training.pack_to_max_length:
         return None
     batches = math.ceil(len(records) / (training.per_device_train_batch_size * stage.world_size))
     return math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))
 
 
 def typical_batch(stage: Stage, processor: ImageProcessor, records: Records | None) -> MicroBatch:
-    """Samples of the data's mean numbers of words and images, each image a photograph of TYPICAL_PHOTO."""
-    words, images = WORDS, 1.0
+    """Samples of the data's mean numbers of bytes of text and of images, each image a photograph of TYPICAL_PHOTO."""
+    text_bytes, images = TEXT_BYTES, 1.0
     if records is not None:
         facts = records.facts()
-        words = int(facts["words"].mean())
+        text_bytes = int(facts["text_bytes"].mean())
         images = float(facts["images"].mean() + facts["videos"].mean() * stage.data.video_frames)
-    text = math.ceil(words * TOKENS_PER_WORD)
+    text = math.ceil(text_bytes * TOKENS_PER_BYTE)
     return _batch(stage, processor, TYPICAL_PHOTO, text, images)
 
 
