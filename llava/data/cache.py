@@ -27,7 +27,7 @@ from llava.utils import write_atomically
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # of the layout: another one is made anew
+VERSION = 3  # of the layout: another one is made anew
 MAGIC = b"llava\0v1"
 FOLDER_VARIABLE = "LLAVA_DATA_CACHE"
 ROWS_AT_A_TIME = 1 << 14

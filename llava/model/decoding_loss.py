@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import is_liger_kernel_available
+from transformers.utils.generic import maybe_autocast
 
 from llava.constants import IGNORE_INDEX
 
@@ -70,7 +71,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
         ctx.dtypes, ctx.spent, device = (hidden.dtype, head.dtype), False, hidden.device.type
-        if torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):  # a plan's device, which has no autocast
             dtype = torch.get_autocast_dtype(device)
             hidden, head = hidden.to(dtype), head.to(dtype)
         for_hidden, for_head = (with_gradient and needed for needed in ctx.needs_input_grad[:2])
@@ -79,7 +80,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         of_head = torch.zeros_like(head, dtype=exact) if for_head else None
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        with torch.autocast(device, enabled=False):
+        with maybe_autocast(device, enabled=False):
             for start in range(0, len(targets), ROWS_PER_CHUNK):
                 rows = slice(start, start + ROWS_PER_CHUNK)
                 of_rows = None if of_hidden is None else of_hidden[rows]

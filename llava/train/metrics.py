@@ -99,6 +99,8 @@ class ShardedNorms:
             parts: all that train, on every process in the same order: a shard may be empty on one of them.
             total: over processes.
         """
+        if not self._squares:  # an overflow in fp16: no process took the step
+            return {}
         some = next(iter(self._squares.values()))
         squares = torch.stack([self._squares.get(part, torch.zeros_like(some)) for part in parts])
         self._squares = {}

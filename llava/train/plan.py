@@ -81,6 +81,7 @@ def plan(stage: Stage, makers: dict[str, Stage]) -> dict[str, Any]:
         "processes": stage.world_size,
         "dtype": str(dtype).removeprefix("torch."),
         "zero_stage": zero_settings(stage)["stage"],
+        "packed": stage.training.pack_to_max_length,
         "gradient_checkpointing": stage.training.activation_checkpointing,
         "parameters": parameters(model),
         "bytes": states_memory(stage, model) | {"activations": activations(stage, model, processor, batches)},
@@ -116,7 +117,8 @@ def activations(stage: Stage, model: Any, processor: Any, batches: dict[str, Mic
 def show(stage: dict[str, Any]) -> None:
     """The plan as tables."""
     zero = f", ZeRO-{stage['zero_stage']}" if stage["zero_stage"] else ""
-    steps = "steps not known before the start" if stage["steps"] is None else f"{stage['steps']:,} steps"
+    unknown = "steps unknown before packing" if stage["packed"] else "steps unknown without the data"
+    steps = unknown if stage["steps"] is None else f"{stage['steps']:,} steps"
     title = f"{stage['output_dir']}: {stage['processes']} x {stage['dtype']}{zero}, {steps}"
     table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
     table.add_column()

@@ -32,12 +32,21 @@ def test_a_tower_loads_by_name_and_rebuilds_from_its_config(factory, tmp_path, t
     name, grids = f"comp-siglip:{tmp_path}", [(1, 4, 6)]
     tower = factory.build_tower(name, position_interpolation="bicubic")
     assert (tower.hidden_size, tower.patch_size, tower.merge_size, tower.image_size) == (48, 14, 2, 56)
+    assert tower.num_layers == len(tower.vision_tower.layers)
 
     rebuilt = factory.build_tower("comp-siglip:/no/longer/there", config=tower.config.to_dict())
     rebuilt.load_state_dict(tower.state_dict())
     assert rebuilt.config == tower.config
     assert torch.equal(rebuilt(random_patches(grids), grids), tower(random_patches(grids), grids))
     assert all(key.startswith("vision_tower.") for key in tower.state_dict())
+
+
+def test_a_towers_config_is_known_without_its_weights(factory, tmp_path, tiny_tower):
+    save_vision_transformer(tiny_tower(), tmp_path)
+    name, options = f"comp-siglip:{tmp_path}", {"use_rope": False}
+    expected = factory.build_tower(name, **options).config.to_dict()
+    (tmp_path / "model.safetensors").unlink()
+    assert factory.tower_config(name, **options) == expected
 
 
 def test_options_win_over_a_stored_config(factory, tiny_tower):

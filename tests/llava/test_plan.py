@@ -115,6 +115,15 @@ def test_steps_are_those_that_the_trainer_counts(llm, siglip, data, tmp_path, ba
     assert plan(parse_stage(words, 1), {})["steps"] == max_steps
 
 
+def test_packs_are_as_many_samples_as_fit(llm, siglip, data, tmp_path):
+    changes = {"max_steps": None, "model_max_length": 200, "per_device_train_batch_size": 3}
+    words = tiny.stage_arguments(llm, siglip, data, tmp_path / "out", **changes)
+    one, pack = (plan(parse_stage([*words, "--pack_to_max_length", packed], 1), {}) for packed in ("False", "True"))
+    assert pack["steps"] is None  # the lengths of all samples decide, at the start
+    each = one["tokens"]["typical"] // 3
+    assert pack["tokens"]["typical"] == 3 * each * (200 // each)
+
+
 @pytest.mark.parametrize(
     ("config", "gpu", "host"),
     [
