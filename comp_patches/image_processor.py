@@ -7,11 +7,12 @@ P = patches of all images, N = images, p = patch size in pixels, m = merge_size.
 import difflib
 import inspect
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from comp_patches.grid import native_grid, num_tokens, two_step_grids
@@ -59,7 +60,6 @@ class NativeImageProcessor:
         self.force_resize = _checked_side(force_resize)
         self.two_step_resize = two_step_resize
         self.max_image_pixels = max_image_pixels
-        self._normalised = _normalisation_table(self.image_mean, self.image_std)
         self.num_visual_tokens(1, 1)  # refuses bounds that leave no grid now, not at the first image
 
     def __call__(
@@ -71,14 +71,15 @@ class NativeImageProcessor:
             pixel_values (P, 3*p*p) float32, a patch flattened as (C, p, p); image_grid_thw (N, 3) int64 in patches.
         """
         images = [images] if isinstance(images, Image.Image) else images
-        patches, grids = [], []
-        for image in images:
-            pixels = np.asarray(self._resize(self._to_rgb(image), _checked_side(force_resize) or self.force_resize))
-            patches.append(self._normalise(_cut(pixels, self.patch_size, self.merge_size)))
-            grids.append((1, pixels.shape[0] // self.patch_size, pixels.shape[1] // self.patch_size))
-        empty = np.empty((0, 3 * self.patch_size**2), dtype=np.float32)
+        side = _checked_side(force_resize) or self.force_resize
+        pixels = [np.asarray(self._resize(self._to_rgb(image), side)) for image in images]
+        grids = [(1, each.shape[0] // self.patch_size, each.shape[1] // self.patch_size) for each in pixels]
+        ends = list(accumulate((rows * cols for _, rows, cols in grids), initial=0))
+        patches = np.empty((ends[-1], 3, self.patch_size**2), dtype=np.float32)
+        for each, (start, end) in zip(pixels, pairwise(ends), strict=True):
+            self._normalise(_cut(each, self.patch_size, self.merge_size), out=patches[start:end])
         return {
-            "pixel_values": torch.from_numpy(np.concatenate(patches) if patches else empty),
+            "pixel_values": torch.from_numpy(patches.reshape(ends[-1], 3 * self.patch_size**2)),
             "image_grid_thw": torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
         }
 
@@ -136,12 +137,12 @@ class NativeImageProcessor:
             )
         return to_rgb(image)
 
-    def _normalise(self, patches: np.ndarray) -> np.ndarray:
-        """(P, 3, p*p) uint8 -> (P, 3*p*p) float32: a byte has 256 values a channel, so each is computed once."""
-        normalised = np.empty(patches.shape, dtype=np.float32)
-        for channel, table in enumerate(self._normalised):
-            normalised[:, channel] = table[patches[:, channel]]
-        return normalised.reshape(len(patches), -1)
+    def _normalise(self, patches: np.ndarray, out: np.ndarray) -> None:
+        """(P, 3, p*p) uint8 -> the same in float32, (value / 255 - mean) / std, rounded as transformers rounds it."""
+        mean, std = (np.array(x, dtype=np.float32)[:, None] for x in (self.image_mean, self.image_std))
+        np.divide(patches, np.float32(255), out=out, dtype=np.float32)
+        np.subtract(out, mean, out=out)
+        np.divide(out, std, out=out)
 
 
 def processor_options(description: dict[str, Any], block: int) -> dict[str, Any]:
@@ -163,7 +164,8 @@ _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image as it looks to a person on white paper: EXIF rotation, palette, alpha, 16 bits, CMYK, grey."""
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy it
+        image = ImageOps.exif_transpose(image)
     if image.mode in _PREMULTIPLIED:
         image = image.convert(_PREMULTIPLIED[image.mode])
     if image.mode == "F" and image.getextrema()[1] <= 1:  # numbers in [0, 1], as many programs write them
@@ -177,7 +179,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _cut(pixels: np.ndarray, patch_size: int, merge_size: int) -> np.ndarray:
@@ -185,12 +187,6 @@ def _cut(pixels: np.ndarray, patch_size: int, merge_size: int) -> np.ndarray:
     rows, cols = pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
     blocks = pixels.reshape(rows // merge_size, merge_size, patch_size, cols // merge_size, merge_size, patch_size, 3)
     return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * cols, 3, patch_size**2)
-
-
-def _normalisation_table(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(3, 256) float32, (value / 255 - mean) / std; the product in float64, as transformers rounds it."""
-    scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
-    return (scaled - np.array(mean, dtype=np.float32)[:, None]) / np.array(std, dtype=np.float32)[:, None]
 
 
 def _checked_side(force_resize: int | None) -> int | None:

@@ -87,7 +87,9 @@ def load_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
         raise FileNotFoundError(f"image file not found: {source}")
     try:
         with Image.open(io.BytesIO(source) if in_memory else source) as image:
-            return ImageOps.exif_transpose(image)  # decodes the whole file
+            image.load()  # the whole file, for it is closed below
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more
         raise ValueError(f"cannot read image {name or source}: {error or type(error).__name__}") from error
 

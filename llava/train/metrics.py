@@ -119,13 +119,15 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log to `metrics.jsonl`. A run that goes on from a checkpoint first drops what came after it."""
+    """Appends every log to `metrics.jsonl`. A run that goes on from a checkpoint first drops what came after it, and a
+    last line in whose middle the one before was killed."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         file = Path(args.output_dir) / FILE
         if args.should_save and file.exists():
-            lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
-            write_text(file, "".join(f"{line}\n" for line in lines))
+            lines = file.read_text().rpartition("\n")[0].splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            write_text(file, "".join(f"{line}\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if args.should_save and logs:

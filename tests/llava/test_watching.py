@@ -110,6 +110,8 @@ def test_metrics_go_to_a_file_that_a_resumed_run_continues(llm, siglip, data, tm
     with pytest.raises(Broken):
         run_stage(trainer, None)
     assert [line["step"] for line in lines(out)] == [1, 2, 3]
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "ti')  # as where it was killed in the middle of a line
     trainer, checkpoint = build(arguments)
     run_stage(trainer, checkpoint)
     logged = [line for line in lines(out) if "loss" in line]
