@@ -9,12 +9,14 @@ S = samples, L = their tokens together, P = patches, N = images, A = tokens of t
 How a batch is laid out is told in Python numbers: on the accelerator, reading them would make the host wait for it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from llava.constants import IGNORE_INDEX
 from llava.data.bad_samples import BadSample
@@ -48,7 +50,7 @@ class PackedCollator:
         batch = {
             **_pack("", [sample["input_ids"] for sample in samples]),
             "labels": torch.cat([sample["labels"] for sample in samples])[None],
-            "pixel_values": torch.cat([sample["pixel_values"] for sample in samples]),
+            "pixel_values": _joined([sample["pixel_values"] for sample in samples]),
             "image_grid_thw": [grid for grids_of_sample in grids for grid in grids_of_sample],
             "image_sample": [number for number, grids_of_sample in enumerate(grids) for _ in grids_of_sample],
             "ids": [sample["id"] for sample in samples],
@@ -68,6 +70,16 @@ class PackedCollator:
             "image_grid_thw": torch.zeros(0, 3, dtype=torch.long),
             "align_input_ids": torch.zeros(1, dtype=torch.long),
         }
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Their rows, one after another. A data worker writes them where the trainer will read them, as torch's own
+    collation does; else they would be copied there once more."""
+    if get_worker_info() is None:
+        return torch.cat(tensors)
+    shape = (sum(map(len, tensors)), *tensors[0].shape[1:])
+    shared = tensors[0]._typed_storage()._new_shared(math.prod(shape))
+    return torch.cat(tensors, out=tensors[0].new(shared).resize_(shape))
 
 
 def _pack(prefix: str, rows: list[Tensor]) -> dict[str, Tensor | list[int]]:

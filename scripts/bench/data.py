@@ -120,14 +120,16 @@ def start(mixture: Path) -> dict[str, float]:
 
 
 def worker_memory(mixture: Path, num_workers: int, num_samples: int) -> dict[str, list[float]]:
-    """Private MB of each worker after `num_samples` random samples, and of them how much is beyond a bare worker's."""
+    """Private MB of each worker after `num_samples` random samples, of a bare worker, and of batches on their way."""
     dataset = make_dataset(load_records(mixture))
-    bare = _private_mb_of_workers([0] * 64, num_workers, 64, torch.tensor)
-    full = _private_mb_of_workers(dataset, num_workers, num_samples, PackedCollator(3 * 14**2))
-    return {"bare": bare, "full": full}
+    bare, _ = _private_mb_of_workers([0] * 64, num_workers, 64, torch.tensor)
+    full, on_their_way = _private_mb_of_workers(dataset, num_workers, num_samples, PackedCollator(3 * 14**2))
+    return {"bare": bare, "full": full, "on_their_way": on_their_way}
 
 
-def _private_mb_of_workers(dataset: Any, num_workers: int, num_samples: int, collate: Callable) -> list[float]:
+def _private_mb_of_workers(
+    dataset: Any, num_workers: int, num_samples: int, collate: Callable
+) -> tuple[list[float], list[float]]:
     sampler = RandomSampler(dataset, replacement=True, num_samples=num_samples)
     loader = DataLoader(
         dataset,
@@ -141,13 +143,23 @@ def _private_mb_of_workers(dataset: Any, num_workers: int, num_samples: int, col
     workers = batches._workers
     for _, _ in zip(range(len(loader) - 2 * num_workers), batches, strict=False):
         pass  # stops before the end, where workers leave
-    return [private_mb(worker.pid) for worker in workers]
+    return tuple(zip(*(private_mb(worker.pid) for worker in workers), strict=True))
 
 
-def private_mb(pid: int) -> float:
-    """USS: what ending the process would free."""
-    fields = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
-    return sum(int(field[1]) for field in fields if field[0] in ("Private_Clean:", "Private_Dirty:")) / 1024
+def private_mb(pid: int) -> tuple[float, float]:
+    """USS, what ending the process would free: its own, and that of batches which nobody has fetched yet. They lie in
+    memory that is shared as soon as the trainer looks at them."""
+    own = handed_over = 0
+    in_a_batch = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first, *fields = line.split()
+        if first in ("Private_Clean:", "Private_Dirty:"):
+            own, handed_over = (
+                (own, handed_over + int(fields[0])) if in_a_batch else (own + int(fields[0]), handed_over)
+            )
+        elif not first.endswith(":"):  # the head of the next mapping
+            in_a_batch = any(field.startswith("/dev/shm/torch_") for field in fields)  # noqa: S108  read, not written
+    return own / 1024, handed_over / 1024
 
 
 def peak_resident_mb() -> float:
@@ -212,6 +224,7 @@ def measure(folder: Path, options: argparse.Namespace, console: Console) -> None
     table.add_row("later start: records, path check, lengths", f"{later['total']:.2f} s", "3 s")
     for name, found in (("", memory), (", a tenth of the records", memory_of_tenth)):
         table.add_row(f"private memory of a worker{name}", f"{max(found['full']):.1f} MB", "60 MB")
+        table.add_row(f"batches on their way from it{name}", f"{max(found['on_their_way']):.1f} MB", "")
         table.add_row(f"a worker that does nothing{name}", f"{max(found['bare']):.1f} MB", "")
     table.add_row("images/s of one core, whole samples", f"{speed['ours']:.1f}", "")
     table.add_row("images/s of one core, bare Pillow", f"{speed['bare']:.1f}", "")

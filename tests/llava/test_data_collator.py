@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from llava.constants import IGNORE_INDEX
 from llava.data.bad_samples import BadSample
@@ -92,3 +93,14 @@ def test_an_all_bad_micro_batch_is_one_token_that_teaches_nothing(samples):
     for key, value in usual.items():
         if isinstance(value, torch.Tensor):
             assert (batch[key].dtype, batch[key].ndim) == (value.dtype, value.ndim), key
+
+
+def test_a_data_worker_makes_the_same_batches(samples):
+    """With images, without any, and with nothing but bad samples."""
+    batches = [samples, samples[1:2], [BAD]]
+    collate = PackedCollator(PATCH_DIM)
+    loader = DataLoader(batches, batch_size=None, collate_fn=collate, num_workers=1)
+    for batch, slots in zip(loader, batches, strict=True):
+        expected = collate(slots)
+        torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
+        assert batch["image_grid_thw"] == expected["image_grid_thw"]
