@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from comp_patches.alignment_loss import align, check_prototypes
 from comp_patches.alignment_targets import TargetRule
-from comp_patches.cosine_scores import cosine_scores
+from comp_patches.cosine_scores import cosine_scores, unit_rows
 from comp_patches.word_prior import fit_prior, load_prior
 
 
@@ -91,9 +91,7 @@ class AlignmentLoss(nn.Module):
     @torch.no_grad()
     def word_scores(self, visual_tokens: Tensor, word_embeddings: Tensor) -> Tensor:
         """(T, H), (V, H) -> (T, V), float32 or wider: the cosines by which the loss sees what a feature says."""
-        tokens = visual_tokens.to(torch.promote_types(visual_tokens.dtype, torch.float32))
-        tokens = nn.functional.normalize(tokens, dim=-1)
-        return cosine_scores(tokens, word_embeddings)[0]
+        return cosine_scores(unit_rows(visual_tokens), word_embeddings)[0]
 
     def _prior_for(self, word_embeddings: Tensor) -> Tensor | None:
         if self._file_prior is None:

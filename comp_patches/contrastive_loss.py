@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from comp_patches.alignment_cross_entropy import for_averaging
 from comp_patches.alignment_module import pool_by_sample, processes_of
+from comp_patches.cosine_scores import unit_rows
 
 
 def contrastive_loss(
@@ -31,9 +32,8 @@ def contrastive_loss(
     """
     if visual.shape != text.shape:
         raise ValueError(f"visual {tuple(visual.shape)} and text {tuple(text.shape)} should both be (B, H).")
-    dtype = torch.promote_types(visual.dtype, torch.float32)
-    visual = F.normalize(visual.to(dtype), dim=-1)
-    text = F.normalize(text.detach().to(dtype), dim=-1)
+    visual = unit_rows(visual)
+    text = unit_rows(text.detach().to(visual.dtype))
     if group is None:
         return _info_nce(visual, text, temperature)
     parts = gather_rows(torch.cat((visual.detach(), text), dim=1), group)

@@ -1,7 +1,7 @@
 """Cosines between a few features and a whole vocabulary, without a copy of the vocabulary.
 
 R = rows of features, H = width, V = vocabulary. W (V, H) may be of any float dtype; everything is computed in the
-features' own. Nothing here is seen by autograd: who needs gradients multiplies back with `weighted_sum_of_words`.
+features' own. No product here is seen by autograd: who needs gradients multiplies back with `weighted_sum_of_words`.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,20 @@ from torch import Tensor
 
 # Rows of W at a time: few enough that a chunk is in the caches for norm and product, or for widening and product.
 ROWS_AT_A_TIME = 2048
+# A shorter row has no direction: its cosines are 0, where a division would give a gradient of 1 / length.
+SHORTEST = 1e-12
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """(R, H) divided by their lengths, float32 or wider; a row of zeros stays one and gets a gradient of zeros."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return rows * inverse_lengths(rows)[:, None]
+
+
+def inverse_lengths(rows: Tensor) -> Tensor:
+    """(R, H) -> (R,): 1 / |row|, and 0 of a row of zeros."""
+    lengths = torch.linalg.vector_norm(rows, dim=-1)
+    return torch.where(lengths > SHORTEST, 1 / lengths.clamp(min=SHORTEST), 0.0)
 
 
 @torch.no_grad()
@@ -24,8 +38,7 @@ def cosine_scores(features: Tensor, word_embeddings: Tensor) -> tuple[Tensor, Te
     inverse_norms = features.new_empty(len(word_embeddings))
     products = features.new_empty(ROWS_AT_A_TIME, len(features))
     for rows, words in _chunks(word_embeddings, features.dtype):
-        norms = torch.linalg.vector_norm(words, dim=-1)
-        inverse_norms[rows] = torch.where(norms > 0, 1 / norms, 0.0)
+        inverse_norms[rows] = inverse_lengths(words)
         # W's side first is the faster product on a CPU; written with out= it keeps its dtype under autocast.
         chunk = torch.mm(words, features.T, out=products[: len(words)])
         torch.mul(chunk.T, inverse_norms[rows], out=scores[:, rows])
