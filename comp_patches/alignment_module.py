@@ -62,7 +62,10 @@ class AlignmentLoss(nn.Module):
         word_embeddings: Tensor,
         num_samples: int,
     ) -> dict[str, Tensor]:
-        """The loss under its name; beside it, detached, how spread out the targets are and how many samples took part.
+        """The loss under its name; beside it, detached, the targets' entropy and the share of samples that took part.
+
+        The latter are pairs of a total and of what it is to be divided by, once both are summed over micro-batches and
+        processes: a micro-batch may have no sample that takes part.
 
         Args:
             visual_tokens: (T, H), the adapter's output.
@@ -85,8 +88,8 @@ class AlignmentLoss(nn.Module):
             valid=valid,
             group=processes_of(self),
         )
-        entropy = entropy.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
-        return {"alignment": loss, "alignment_target_entropy": entropy, "alignment_samples": valid.sum()}
+        entropy = torch.stack((entropy.masked_fill(~valid, 0.0).sum(), valid.sum()))
+        return {"alignment": loss, "alignment_target_entropy": entropy, "alignment_sample_share": share_of(valid)}
 
     @torch.no_grad()
     def word_scores(self, visual_tokens: Tensor, word_embeddings: Tensor) -> Tensor:
@@ -99,6 +102,11 @@ class AlignmentLoss(nn.Module):
         if self._prior is None or self._prior.device != word_embeddings.device:
             self._prior = fit_prior(self._file_prior, word_embeddings.shape[0]).to(word_embeddings.device)
         return self._prior
+
+
+def share_of(valid: Tensor) -> Tensor:
+    """(S,) bool -> (2,): how many are True, of how many."""
+    return torch.stack((valid.sum(), valid.new_full((), len(valid), dtype=torch.long))).float()
 
 
 def processes_of(loss: nn.Module) -> dist.ProcessGroup | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comp_patches.alignment_cross_entropy import for_averaging
-from comp_patches.alignment_module import pool_by_sample, processes_of
+from comp_patches.alignment_module import pool_by_sample, processes_of, share_of
 from comp_patches.cosine_scores import unit_rows
 
 
@@ -79,10 +79,10 @@ class ContrastiveLoss(nn.Module):
         word_embeddings: Tensor,
         num_samples: int,
     ) -> dict[str, Tensor]:
-        """The loss under its name, and how many of this process's samples took part. Arguments as `AlignmentLoss`'s."""
+        """The loss under its name, and which share of the samples took part. All as `AlignmentLoss`'s."""
         visual, tokens_per_sample = pool_by_sample(visual_tokens, visual_sample, num_samples)
         valid = text_valid & (tokens_per_sample > 0)
         loss = contrastive_loss(
             visual[valid], text_features[valid], temperature=self.temperature, group=processes_of(self)
         )
-        return {"contrastive": loss, "contrastive_samples": valid.sum()}
+        return {"contrastive": loss, "contrastive_sample_share": share_of(valid)}

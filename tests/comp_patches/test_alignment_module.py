@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comp_patches.alignment_loss import alignment_loss
+from comp_patches.alignment_loss import alignment_loss, targets
 from comp_patches.alignment_module import AlignmentLoss, pool_by_sample
 from comp_patches.word_prior import prior_from_counts, save_counts
 
@@ -30,7 +30,7 @@ def test_samples_without_image_or_text_take_no_part(mode):
     values = AlignmentLoss(mode=mode)(tokens, SAMPLE, text, valid, WORDS, 4)
     visual = torch.stack((TOKENS[[0, 1, 2, 5]].mean(0), TOKENS[[3, 4]].mean(0)))
     assert_close(values["alignment"], alignment_loss(visual, TEXT[[0, 2]], WORDS, None, mode=mode))
-    assert values["alignment_samples"].item() == 2
+    assert values["alignment_sample_share"].tolist() == [2, 4]
     values["alignment"].backward()
     assert (tokens.grad[6:] == 0).all()
     assert (tokens.grad[:6] != 0).any(dim=-1).all()
@@ -44,7 +44,8 @@ def test_nothing_valid_gives_exactly_zero_connected_to_the_graph(tokens):
     )
     values["alignment"].backward()
     assert values["alignment"].item() == 0.0
-    assert values["alignment_target_entropy"].item() == 0.0
+    assert values["alignment_target_entropy"].tolist() == [0, 0]
+    assert values["alignment_sample_share"].tolist() == [0, 4]
     assert (visual_tokens.grad == 0).all()
 
 
@@ -52,7 +53,20 @@ def test_only_the_loss_carries_gradients():
     values = AlignmentLoss()(TOKENS.clone().requires_grad_(), SAMPLE, TEXT, torch.ones(4, dtype=torch.bool), WORDS, 4)
     assert values["alignment"].requires_grad
     assert not values["alignment_target_entropy"].requires_grad
-    assert not values["alignment_samples"].requires_grad
+    assert not values["alignment_sample_share"].requires_grad
+
+
+@pytest.mark.parametrize("mode", ["prior_softmax", "sinkhorn"])
+def test_the_entropy_is_a_total_over_the_samples_that_take_part(mode):
+    some = [0, 2]
+    target = targets(torch.nn.functional.normalize(TEXT[some], dim=-1), WORDS, None, mode=mode, epsilon=0.5).double()
+    expected = -(target * target.log()).sum()
+    valid = torch.tensor([True, True, True, False])
+    values = AlignmentLoss(mode=mode, epsilon=0.5)(TOKENS, SAMPLE, TEXT, valid, WORDS, 4)
+    total, count = values["alignment_target_entropy"].tolist()
+    assert count == 2
+    assert total == pytest.approx(expected.item(), rel=1e-5)
+    assert total > 1
 
 
 def test_the_prior_comes_from_its_file_and_survives_a_cast_of_the_model(tmp_path):

@@ -66,7 +66,7 @@ def test_the_module_pools_and_leaves_out_samples_without_image_or_text():
     values = ContrastiveLoss(temperature=0.1)(tokens, SAMPLE, text, torch.tensor([True, True, True, False]), WORDS, 4)
     visual = torch.stack((TOKENS[[0, 1, 2, 5]].mean(0), TOKENS[[3, 4]].mean(0)))
     assert_close(values["contrastive"], contrastive_loss(visual, TEXT[[0, 2]], temperature=0.1))
-    assert values["contrastive_samples"].item() == 2
+    assert values["contrastive_sample_share"].tolist() == [2, 4]
     values["contrastive"].backward()
     assert tokens.grad[:6].any(dim=-1).all()
     assert not tokens.grad[6:].any()
