@@ -8,11 +8,12 @@ appendix). As there, the text is read without gradients, which reach the visual 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from comp_patches.alignment_cross_entropy import for_averaging
 from comp_patches.alignment_module import pool_by_sample, processes_of, share_of
-from comp_patches.cosine_scores import unit_rows
+from comp_patches.cosine_scores import full_float32, unit_rows
 
 
 def contrastive_loss(
@@ -46,10 +47,27 @@ def contrastive_loss(
 def _info_nce(visual: Tensor, text: Tensor, temperature: float) -> Tensor:
     """(N, H), (N, H) normalised -> a scalar."""
     with torch.autocast(visual.device.type, enabled=False):
-        logits = visual @ text.T / temperature
+        logits = _Cosines.apply(visual, text) / temperature
     own = torch.arange(len(logits), device=logits.device)
     total = sum(F.cross_entropy(rows, own, reduction="sum") for rows in (logits, logits.T))
     return total / (2 * max(len(logits), 1))
+
+
+class _Cosines(torch.autograd.Function):
+    """(N, H), (M, H) normalised -> (N, M); the former get gradients. Autograd's own product would go back in TF32."""
+
+    @staticmethod
+    @full_float32()
+    def forward(ctx, visual: Tensor, text: Tensor) -> Tensor:
+        ctx.save_for_backward(text)
+        return visual @ text.T
+
+    @staticmethod
+    @once_differentiable
+    @full_float32()
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (text,) = ctx.saved_tensors
+        return grad @ text, None
 
 
 def gather_rows(rows: Tensor, group: dist.ProcessGroup) -> list[Tensor]:

@@ -5,6 +5,7 @@ features' own. No product here is seen by autograd: who needs gradients multipli
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,6 +14,22 @@ from torch import Tensor
 ROWS_AT_A_TIME = 2048
 # A shorter row has no direction: its cosines are 0, where a division would give a gradient of 1 / length.
 SHORTEST = 1e-12
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Matrix products inside are in float32 also where a training allows TF32 (--tf32), whose 10 bits do not suffice.
+
+    PyTorch before 2.9 has an older name for the setting; in later ones, to use both is an error.
+    """
+    matmul = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, exact)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -28,6 +45,7 @@ def inverse_lengths(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@full_float32()
 def cosine_scores(features: Tensor, word_embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of normalised features (R, H) by one pass over W.
 
@@ -46,6 +64,7 @@ def cosine_scores(features: Tensor, word_embeddings: Tensor) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
+@full_float32()
 def weighted_sum_of_words(weights: Tensor, word_embeddings: Tensor) -> Tensor:
     """(R, V) -> (R, H): sum_i weights[:, i] W_i."""
     total = weights.new_zeros(word_embeddings.shape[1], len(weights))
