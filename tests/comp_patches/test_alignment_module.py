@@ -21,6 +21,15 @@ def test_a_sample_pools_over_all_tokens_of_all_its_images():
     assert_close(pooled[1], torch.zeros(8))
 
 
+def test_thousands_of_bf16_tokens_pool_as_exactly_as_float32_can():
+    """In bfloat16, whose integers end at 256, neither the sum nor the count would be any good."""
+    tokens = (1 + torch.rand(3000, 8, generator=torch.Generator().manual_seed(8))).bfloat16()
+    pooled, counts = pool_by_sample(tokens, torch.zeros(3000, dtype=torch.long), 2)
+    assert counts.tolist() == [3000, 0]
+    assert pooled.dtype == torch.float32
+    assert_close(pooled[0].double(), tokens.double().mean(0), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("mode", ["prior_softmax", "sinkhorn"])
 def test_samples_without_image_or_text_take_no_part(mode):
     tokens = TOKENS.clone().requires_grad_()
