@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from comp_patches.alignment_cross_entropy import cross_entropy_per_sample, mean_over_processes
-from comp_patches.alignment_targets import TargetRule, target_distribution
+from comp_patches.alignment_targets import TargetRule, check_temperature, target_distribution
 from comp_patches.cosine_scores import cosine_scores, unit_rows
 
 PROTOTYPES = ("word_embeddings", "learnable")
@@ -50,6 +50,7 @@ def alignment_loss(
         text: (B, H), not normalised; detached.
         word_embeddings: W (V, H). Never copied or normalised: its row norms divide the scores.
         prior: (V,) share of each word, or None for a uniform one. A 0 marks a row that is no word: it gets no mass.
+            Never negative; that is not looked at here, where it would make a GPU wait.
         temperature: tau, of the image's distribution.
         epsilon, iterations, mode, row_strength, prior_temperature: how targets are made, see `TargetRule`.
         prototypes: `word_embeddings`: W gets no gradient (else training collapses, Sec. 2.3). `learnable`: W are free
@@ -89,6 +90,7 @@ def align(
             f"visual {tuple(visual.shape)}, text {tuple(text.shape)} and prototypes {tuple(prototypes.shape)} "
             "should be (B, H), (B, H) and (V, H)."
         )
+    check_temperature("temperature", temperature)
     if valid is None:
         valid = _all_valid(visual)
     visual = unit_rows(visual)

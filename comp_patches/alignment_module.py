@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from comp_patches.alignment_loss import align, check_prototypes
-from comp_patches.alignment_targets import TargetRule
+from comp_patches.alignment_targets import TargetRule, check_temperature
 from comp_patches.cosine_scores import cosine_scores, unit_rows
 from comp_patches.word_prior import fit_prior, load_prior
 
@@ -42,6 +42,7 @@ class AlignmentLoss(nn.Module):
     ):
         super().__init__()
         check_prototypes(prototypes)
+        check_temperature("temperature", temperature)
         self.temperature = temperature
         self.rule = TargetRule(mode, epsilon, iterations, row_strength, prior_temperature)
         # Not a buffer: casting the model to bf16 must not round it, and meta initialisation must not lose it.

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from comp_patches.alignment_cross_entropy import for_averaging
 from comp_patches.alignment_module import pool_by_sample, processes_of, share_of
+from comp_patches.alignment_targets import check_temperature
 from comp_patches.cosine_scores import full_float32, unit_rows
 
 
@@ -86,6 +87,7 @@ class ContrastiveLoss(nn.Module):
 
     def __init__(self, *, temperature: float = 0.005):
         super().__init__()
+        check_temperature("temperature", temperature)
         self.temperature = temperature
 
     def forward(

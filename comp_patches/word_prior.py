@@ -49,12 +49,18 @@ def load_counts(path: str | Path) -> tuple[Tensor, dict[str, str]]:
     """Counts (V,) int64 and the metadata that `save_counts` wrote."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return file.get_tensor("counts"), file.metadata() or {}
+            counts, about = file.get_tensor("counts"), file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"--word_prior or --merge {path} cannot be read ({error}). "
             "Make it with: python -m comp_patches.word_prior --data_path MIX --tokenizer MODEL --output FILE"
         ) from error
+    if counts.dim() != 1 or counts.dtype != torch.int64 or (counts < 0).any():
+        raise ValueError(
+            f"--word_prior or --merge {path} holds {counts.dtype} {tuple(counts.shape)} or negative counts. Expected "
+            "whole numbers of 0 or more, one for each word."
+        )
+    return counts, about
 
 
 def load_prior(path: str | Path) -> Tensor:

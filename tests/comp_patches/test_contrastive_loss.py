@@ -60,6 +60,11 @@ def test_features_that_do_not_pair_up_are_refused():
         contrastive_loss(torch.zeros(2, 4), torch.zeros(3, 4))
 
 
+def test_a_temperature_that_nothing_can_be_divided_by_is_refused():
+    with pytest.raises(ValueError, match=r"temperature=0 .*--alignment_temperature"):
+        ContrastiveLoss(temperature=0)
+
+
 def test_the_module_pools_and_leaves_out_samples_without_image_or_text():
     tokens, text = TOKENS.clone().requires_grad_(), TEXT.clone()
     text[3] = torch.nan  # has no text: whatever stands there is not read

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -51,6 +52,13 @@ def test_counts_survive_their_file_with_what_they_were_counted_from(tmp_path):
     assert torch.equal(found, counts)
     assert metadata == {"tokenizer": "tok", "vocab_size": "3", "source": "mix.yaml", "seed": "7"}
     assert_close(load_prior(tmp_path / "deep/prior.safetensors"), prior_from_counts(counts))
+
+
+@pytest.mark.parametrize("counts", [torch.tensor([1, -1]), torch.tensor([1.0, float("nan")]), torch.ones(2, 2).long()])
+def test_a_file_whose_counts_are_none_is_refused(tmp_path, counts):
+    save_file({"counts": counts}, tmp_path / "prior.safetensors")
+    with pytest.raises(ValueError, match=r"prior.safetensors .*whole numbers"):
+        load_prior(tmp_path / "prior.safetensors")
 
 
 def test_padding_rows_of_a_vocabulary_get_no_mass():
