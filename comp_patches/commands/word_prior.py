@@ -150,11 +150,14 @@ def state_of_data(data_path: str) -> str:
 
 
 def data_files(data_path: str) -> list[Path]:
-    """The file itself and, of a mixture, those that it names; only those that are there."""
+    """The file itself, or those that a mixture names, and of a folder those in it; only those that are there."""
     from llava.data.mixture import read_mixture
+    from llava.data.sources import source_files
 
     path = Path(data_path)
-    files = [path]
     if path.suffix in (".yaml", ".yml") and path.exists():
-        files += [path.parent / source["json_path"] for source in read_mixture(path)]
+        sources = [path.parent / source["json_path"] for source in read_mixture(path)]
+        files = [path, *(file for source in sources if source.exists() for file in source_files(source))]
+    else:
+        files = source_files(path) if path.is_dir() else [path]
     return [file for file in files if file.exists()]

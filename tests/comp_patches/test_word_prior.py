@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
@@ -129,6 +131,31 @@ def test_command_keeps_a_file_until_data_or_seed_change(tokenizer_folder, tmp_pa
     data.write_text(json.dumps([record(("human", "a"), ("gpt", "cat cat"))]))
     os.utime(data, (output.stat().st_mtime + 5,) * 2)
     main([*flags, "--seed", "1"])
+    assert load_counts(output)[0].tolist() == [0, 0, 0, 2, 0, 0]
+
+
+@pytest.mark.parametrize("named_by", ["flag", "mixture"])
+def test_command_counts_again_where_a_file_of_a_folder_was_written_again(tokenizer_folder, tmp_path, capsys, named_by):
+    """In place: the folder's own time then stays what it was."""
+    output, shard = tmp_path / "prior.safetensors", tmp_path / "data" / "train-00000.parquet"
+    shard.parent.mkdir()
+    (tmp_path / "mix.yaml").write_text("datasets: [{json_path: data}]")
+    path = shard.parent if named_by == "flag" else tmp_path / "mix.yaml"
+    flags = ["--data_path", str(path), "--tokenizer", str(tokenizer_folder), "--output", str(output)]
+
+    def write(answer):
+        turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": answer}]
+        parquet.write_table(pyarrow.Table.from_pylist([{"id": "x", "conversations": turns}]), shard)
+
+    write("red")
+    main(flags)
+    state = word_prior.state_of_data(str(path))
+    main(flags)
+    assert "kept" in capsys.readouterr().out
+    write("cat cat")
+    os.utime(shard, (output.stat().st_mtime + 5,) * 2)
+    assert word_prior.state_of_data(str(path)) != state, "by which a partial count is judged"
+    main(flags)
     assert load_counts(output)[0].tolist() == [0, 0, 0, 2, 0, 0]
 
 
