@@ -80,7 +80,7 @@ def test_the_entropy_is_a_total_over_the_samples_that_take_part(mode):
 
 def test_the_prior_comes_from_its_file_and_survives_a_cast_of_the_model(tmp_path):
     counts = torch.arange(37)  # three rows of the vocabulary are padding
-    save_counts(tmp_path / "prior.safetensors", counts, tokenizer="t", source="s", seed=42)
+    save_counts(tmp_path / "prior.safetensors", counts, tokenizer="t", source="s", vocabulary="v", seed="42")
     module = AlignmentLoss(prior=str(tmp_path / "prior.safetensors")).bfloat16()
     values = module(TOKENS, SAMPLE, TEXT, torch.ones(4, dtype=torch.bool), WORDS, 4)
     prior = torch.cat((prior_from_counts(counts), torch.zeros(3)))
