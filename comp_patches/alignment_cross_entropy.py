@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from comp_patches.alignment_targets import SAMPLES_AT_A_TIME, not_a_word
-from comp_patches.cosine_scores import weighted_sum_of_words
+from comp_patches.cosine_scores import full_float32, weighted_sum_of_words
 
 
 def cross_entropy_per_sample(
@@ -59,6 +59,7 @@ class _CrossEntropy(torch.autograd.Function):
         return of_visual, of_prototypes, None, None, None, None, None
 
 
+@full_float32()
 def _gradient_of_prototypes(
     grad: Tensor, grad_products: Tensor, visual: Tensor, prototypes: Tensor, inverse_norms: Tensor
 ) -> Tensor:

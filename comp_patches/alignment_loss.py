@@ -12,11 +12,10 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from comp_patches.alignment_cross_entropy import cross_entropy_per_sample, mean_over_processes
-from comp_patches.alignment_targets import TargetRule, target_distribution
-from comp_patches.cosine_scores import cosine_scores
+from comp_patches.alignment_targets import TargetRule, check_temperature, target_distribution
+from comp_patches.cosine_scores import cosine_scores, unit_rows
 
 PROTOTYPES = ("word_embeddings", "learnable")
 
@@ -46,10 +45,12 @@ def alignment_loss(
     """Mean over samples of the cross-entropy between the text's and the image's word distribution (Eq. 10).
 
     Args:
-        visual: (B, H), not normalised: the mean of a sample's visual tokens.
+        visual: (B, H), not normalised: the mean of a sample's visual tokens. The gradient of a row is of the order of
+            1 / (tau |row|): too much for float16 below a length of about 0.003, unless the row is 0, which gets none.
         text: (B, H), not normalised; detached.
         word_embeddings: W (V, H). Never copied or normalised: its row norms divide the scores.
         prior: (V,) share of each word, or None for a uniform one. A 0 marks a row that is no word: it gets no mass.
+            Never negative; that is not looked at here, where it would make a GPU wait.
         temperature: tau, of the image's distribution.
         epsilon, iterations, mode, row_strength, prior_temperature: how targets are made, see `TargetRule`.
         prototypes: `word_embeddings`: W gets no gradient (else training collapses, Sec. 2.3). `learnable`: W are free
@@ -89,12 +90,12 @@ def align(
             f"visual {tuple(visual.shape)}, text {tuple(text.shape)} and prototypes {tuple(prototypes.shape)} "
             "should be (B, H), (B, H) and (V, H)."
         )
+    check_temperature("temperature", temperature)
     if valid is None:
         valid = _all_valid(visual)
-    dtype = torch.promote_types(visual.dtype, torch.float32)
-    visual = F.normalize(visual.to(dtype), dim=-1)
-    text = F.normalize(text.detach().to(dtype).masked_fill(~valid[:, None], 0.0), dim=-1)
-    prior = _checked_prior(prior, prototypes, dtype)
+    visual = unit_rows(visual)
+    text = unit_rows(text.detach().to(visual.dtype).masked_fill(~valid[:, None], 0.0))
+    prior = _checked_prior(prior, prototypes, visual.dtype)
     scores, inverse_norms = cosine_scores(torch.cat((visual, text)), prototypes)  # one pass over W for both (Eq. 6-8)
     visual_scores, text_scores = scores.tensor_split(2)
     target, entropy = target_distribution(text_scores, prior, rule, valid, group)

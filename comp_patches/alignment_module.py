@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from comp_patches.alignment_loss import align, check_prototypes
-from comp_patches.alignment_targets import TargetRule
-from comp_patches.cosine_scores import cosine_scores
+from comp_patches.alignment_targets import TargetRule, check_temperature
+from comp_patches.cosine_scores import cosine_scores, unit_rows
 from comp_patches.word_prior import fit_prior, load_prior
 
 
@@ -42,6 +42,7 @@ class AlignmentLoss(nn.Module):
     ):
         super().__init__()
         check_prototypes(prototypes)
+        check_temperature("temperature", temperature)
         self.temperature = temperature
         self.rule = TargetRule(mode, epsilon, iterations, row_strength, prior_temperature)
         # Not a buffer: casting the model to bf16 must not round it, and meta initialisation must not lose it.
@@ -62,7 +63,10 @@ class AlignmentLoss(nn.Module):
         word_embeddings: Tensor,
         num_samples: int,
     ) -> dict[str, Tensor]:
-        """The loss under its name; beside it, detached, how spread out the targets are and how many samples took part.
+        """The loss under its name; beside it, detached, the targets' entropy and the share of samples that took part.
+
+        The latter are pairs of a total and of what it is to be divided by, once both are summed over micro-batches and
+        processes: a micro-batch may have no sample that takes part.
 
         Args:
             visual_tokens: (T, H), the adapter's output.
@@ -85,15 +89,13 @@ class AlignmentLoss(nn.Module):
             valid=valid,
             group=processes_of(self),
         )
-        entropy = entropy.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
-        return {"alignment": loss, "alignment_target_entropy": entropy, "alignment_samples": valid.sum()}
+        entropy = torch.stack((entropy.masked_fill(~valid, 0.0).sum(), valid.sum()))
+        return {"alignment": loss, "alignment_target_entropy": entropy, "alignment_sample_share": share_of(valid)}
 
     @torch.no_grad()
     def word_scores(self, visual_tokens: Tensor, word_embeddings: Tensor) -> Tensor:
         """(T, H), (V, H) -> (T, V), float32 or wider: the cosines by which the loss sees what a feature says."""
-        tokens = visual_tokens.to(torch.promote_types(visual_tokens.dtype, torch.float32))
-        tokens = nn.functional.normalize(tokens, dim=-1)
-        return cosine_scores(tokens, word_embeddings)[0]
+        return cosine_scores(unit_rows(visual_tokens), word_embeddings)[0]
 
     def _prior_for(self, word_embeddings: Tensor) -> Tensor | None:
         if self._file_prior is None:
@@ -101,6 +103,11 @@ class AlignmentLoss(nn.Module):
         if self._prior is None or self._prior.device != word_embeddings.device:
             self._prior = fit_prior(self._file_prior, word_embeddings.shape[0]).to(word_embeddings.device)
         return self._prior
+
+
+def share_of(valid: Tensor) -> Tensor:
+    """(S,) bool -> (2,): how many are True, of how many."""
+    return torch.stack((valid.sum(), valid.new_full((), len(valid), dtype=torch.long))).float()
 
 
 def processes_of(loss: nn.Module) -> dist.ProcessGroup | None:

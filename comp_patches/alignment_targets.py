@@ -3,6 +3,7 @@
 Both modes are a softmax of the scores plus one bias per word, the same for all samples; they differ in the bias.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,16 @@ class TargetRule:
             raise ValueError(f"Alignment mode {self.mode!r} is unknown (--alignment_mode). Known: {', '.join(MODES)}.")
         if not 0.0 <= self.row_strength <= 1.0:
             raise ValueError(f"row_strength={self.row_strength} must lie in [0, 1] (--alignment_row_strength).")
+        if not 0 <= self.iterations < math.inf:
+            raise ValueError(f"iterations={self.iterations} must be 0 or more.")
+        check_temperature("epsilon", self.epsilon)
+        check_temperature("prior_temperature", self.prior_temperature)
+
+
+def check_temperature(name: str, value: float) -> None:
+    """Refuses what nothing can be divided by."""
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name}={value} must be a number above 0 (--alignment_{name}).")
 
 
 @torch.no_grad()

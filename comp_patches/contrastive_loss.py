@@ -8,10 +8,13 @@ appendix). As there, the text is read without gradients, which reach the visual 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from comp_patches.alignment_cross_entropy import for_averaging
-from comp_patches.alignment_module import pool_by_sample, processes_of
+from comp_patches.alignment_module import pool_by_sample, processes_of, share_of
+from comp_patches.alignment_targets import check_temperature
+from comp_patches.cosine_scores import full_float32, unit_rows
 
 
 def contrastive_loss(
@@ -31,9 +34,8 @@ def contrastive_loss(
     """
     if visual.shape != text.shape:
         raise ValueError(f"visual {tuple(visual.shape)} and text {tuple(text.shape)} should both be (B, H).")
-    dtype = torch.promote_types(visual.dtype, torch.float32)
-    visual = F.normalize(visual.to(dtype), dim=-1)
-    text = F.normalize(text.detach().to(dtype), dim=-1)
+    visual = unit_rows(visual)
+    text = unit_rows(text.detach().to(visual.dtype))
     if group is None:
         return _info_nce(visual, text, temperature)
     parts = gather_rows(torch.cat((visual.detach(), text), dim=1), group)
@@ -46,10 +48,27 @@ def contrastive_loss(
 def _info_nce(visual: Tensor, text: Tensor, temperature: float) -> Tensor:
     """(N, H), (N, H) normalised -> a scalar."""
     with torch.autocast(visual.device.type, enabled=False):
-        logits = visual @ text.T / temperature
+        logits = _Cosines.apply(visual, text) / temperature
     own = torch.arange(len(logits), device=logits.device)
     total = sum(F.cross_entropy(rows, own, reduction="sum") for rows in (logits, logits.T))
     return total / (2 * max(len(logits), 1))
+
+
+class _Cosines(torch.autograd.Function):
+    """(N, H), (M, H) normalised -> (N, M); the former get gradients. Autograd's own product would go back in TF32."""
+
+    @staticmethod
+    @full_float32()
+    def forward(ctx, visual: Tensor, text: Tensor) -> Tensor:
+        ctx.save_for_backward(text)
+        return visual @ text.T
+
+    @staticmethod
+    @once_differentiable
+    @full_float32()
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (text,) = ctx.saved_tensors
+        return grad @ text, None
 
 
 def gather_rows(rows: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
@@ -68,6 +87,7 @@ class ContrastiveLoss(nn.Module):
 
     def __init__(self, *, temperature: float = 0.005):
         super().__init__()
+        check_temperature("temperature", temperature)
         self.temperature = temperature
 
     def forward(
@@ -79,10 +99,10 @@ class ContrastiveLoss(nn.Module):
         word_embeddings: Tensor,
         num_samples: int,
     ) -> dict[str, Tensor]:
-        """The loss under its name, and how many of this process's samples took part. Arguments as `AlignmentLoss`'s."""
+        """The loss under its name, and which share of the samples took part. All as `AlignmentLoss`'s."""
         visual, tokens_per_sample = pool_by_sample(visual_tokens, visual_sample, num_samples)
         valid = text_valid & (tokens_per_sample > 0)
         loss = contrastive_loss(
             visual[valid], text_features[valid], temperature=self.temperature, group=processes_of(self)
         )
-        return {"contrastive": loss, "contrastive_samples": valid.sum()}
+        return {"contrastive": loss, "contrastive_sample_share": share_of(valid)}

@@ -1,10 +1,12 @@
 """Count the words of a data mixture's answers: `python -m comp_patches.word_prior`.
 
-A file that was counted from the same data, tokenizer and seed is kept. A run that was stopped is continued by the same
+A file that was counted from the same data, vocabulary and seed is kept. A run that was stopped is continued by the same
 command: how far it came lies beside the output, in OUTPUT.partial, until it is done.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -27,8 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     source.add_argument("--merge", nargs="+", metavar="FILE", help="add these files of counts instead")
     parser.add_argument("--tokenizer", help="folder or hub id of the LLM's tokenizer")
     parser.add_argument("--output", required=True, help="safetensors file to write")
-    parser.add_argument("--seed", type=int, default=42, help="of the mixture's draw: the training's (default: its, 42)")
-    parser.add_argument("--workers", type=positive_int, default=num_cores(), help="processes (default: the cores)")
+    parser.add_argument("--seed", type=int, help="of the mixture's draw: the training's (default: its, 42)")
+    parser.add_argument("--workers", type=positive_int, help="processes (default: the cores)")
     parser.add_argument(
         "--vocab_size",
         type=positive_int,
@@ -38,19 +40,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if (options.tokenizer is None) != (options.data_path is None):
         parser.error("--data_path and --tokenizer go together; --merge takes the tokenizer that its files name")
+    counting = {name: getattr(options, name) for name in ("seed", "workers", "vocab_size")}
+    counting = {name: value for name, value in counting.items() if value is not None}
+    if options.merge and counting:
+        parser.error(f"--{next(iter(counting))} is for counting; --merge adds what was counted")
 
     with mistakes_in_one_line():
         if options.merge:
             merge(options.merge, options.output)
         else:
-            run(
-                options.data_path,
-                options.tokenizer,
-                options.output,
-                options.seed,
-                vocab_size=options.vocab_size,
-                workers=options.workers,
-            )
+            run(options.data_path, options.tokenizer, options.output, **counting)
 
 
 def num_cores() -> int:
@@ -61,25 +60,32 @@ def num_cores() -> int:
 def merge(files: Sequence[str], output: str) -> None:
     """Add the counts of several files."""
     counts, about = merge_counts(files)
-    save_counts(output, counts, **{key: value for key, value in about.items() if key != "vocab_size"})
+    save_counts(output, counts, **about)
     report(output, counts)
 
 
 def run(
-    data_path: str, tokenizer_name: str, output: str, seed: int, *, vocab_size: int | None = None, workers: int = 1
+    data_path: str,
+    tokenizer_name: str,
+    output: str,
+    *,
+    seed: int = 42,
+    workers: int | None = None,
+    vocab_size: int | None = None,
 ) -> None:
     """Read the records that a training with this seed reads, count their answers' tokens, save the counts."""
+    from llava.data.mixture import load_records
+
     about = {"tokenizer": tokenizer_name, "source": data_path, "seed": str(seed)}
+    if Path(tokenizer_name).is_dir():  # it may hold another tokenizer by now, where a hub id's stays
+        about["vocabulary"] = hash_of_vocabulary(load_tokenizer(tokenizer_name))
     if is_current(output, vocab_size, **about):
         print(f"{output}: kept, counted from {data_path}")  # noqa: T201
         return
-    from transformers import AutoTokenizer
-
-    from llava.data.mixture import load_records
-
+    tokenizer = load_tokenizer(tokenizer_name)
+    about["vocabulary"] = hash_of_vocabulary(tokenizer)
     data = state_of_data(data_path)
     records = load_records(data_path, seed=seed)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
     size, padding = rows_to_count(tokenizer, vocab_size)
     partial = Path(f"{output}.partial")
     # What a partial count must agree with to be continued: order and number of the records hang on the data alone.
@@ -88,7 +94,7 @@ def run(
     if first:
         print(f"{partial}: continued after {first} of {len(records)} records")  # noqa: T201
     try:
-        for done, part in count_in_order(records, tokenizer, size, first=first, workers=workers):
+        for done, part in count_in_order(records, tokenizer, size, first=first, workers=workers or num_cores()):
             counts += torch.from_numpy(part)
             if done < len(records):
                 save_counts(partial, counts, **about, data=data, records=begun["records"], counted=str(done))
@@ -105,6 +111,18 @@ def report(output: str, counts: Tensor) -> None:
     """What was counted, in a line."""
     seen = int((counts > 0).sum())
     print(f"{output}: {int(counts.sum())} tokens, {seen} of {len(counts)} words seen")  # noqa: T201
+
+
+def load_tokenizer(name: str):
+    """From a folder or the hub."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
+
+
+def hash_of_vocabulary(tokenizer) -> str:
+    """The same for the same words with the same ids."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
 def is_current(output: str, vocab_size: int | None, **wanted: str) -> bool:
@@ -150,11 +168,14 @@ def state_of_data(data_path: str) -> str:
 
 
 def data_files(data_path: str) -> list[Path]:
-    """The file itself and, of a mixture, those that it names; only those that are there."""
+    """The file itself, or those that a mixture names, and of a folder those in it; only those that are there."""
     from llava.data.mixture import read_mixture
+    from llava.data.sources import source_files
 
     path = Path(data_path)
-    files = [path]
     if path.suffix in (".yaml", ".yml") and path.exists():
-        files += [path.parent / source["json_path"] for source in read_mixture(path)]
+        sources = [path.parent / source["json_path"] for source in read_mixture(path)]
+        files = [path, *(file for source in sources if source.exists() for file in source_files(source))]
+    else:
+        files = source_files(path) if path.is_dir() else [path]
     return [file for file in files if file.exists()]

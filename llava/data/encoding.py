@@ -100,7 +100,7 @@ class ConversationEncoder:
 
     def encode_text(self, text: str) -> Tensor:
         """A bare text's ids (T,), with BOS where the tokenizer adds one."""
-        return torch.tensor(self._bos + self.tokenizer(text, add_special_tokens=False).input_ids)
+        return torch.tensor(self._bos + self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
 
     def _encode_turn(self, spans: list[Span]) -> _Turn:
         """Spans of one fate are tokenised together; a border of the mask is a border of tokens."""

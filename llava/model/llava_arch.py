@@ -198,8 +198,12 @@ class LlavaMetaForCausalLM:
         device = align_input_ids.device
         lengths = [end - start for start, end in pairwise(align_cu_seqlens)]
         features = torch.zeros(num_samples, self.config.hidden_size, device=device)
+        if not any(lengths):  # every rank runs the LLM, else sharded weights never meet: here over nobody's token
+            align_input_ids = align_position_ids = align_input_ids.new_zeros(1, 1)
+            align_cu_seqlens = [0, 1]
         with evaluating(self.model):
             hidden = self._run_packed(align_cu_seqlens, input_ids=align_input_ids, position_ids=align_position_ids)[0]
+        hidden = hidden[: sum(lengths)]
         features.index_add_(0, repeated(range(num_samples), lengths, device), hidden.float())
         counts = torch.tensor(lengths).to(device, non_blocking=True)
         return features / counts.clamp(min=1)[:, None], counts > 0

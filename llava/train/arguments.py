@@ -30,6 +30,18 @@ RENAMED_FLAGS = {
 }
 # LLaVA parses these and never reads them; scripts pass them all the same.
 UNREAD_FLAGS = ("lazy_preprocess", "is_multimodal")
+# Flags of the auxiliary loss that would change nothing, by the --auxiliary_loss or --alignment_mode that is chosen.
+UNREAD_BY = {
+    "prior_softmax": ("alignment_row_strength",),
+    "sinkhorn": ("alignment_prior_temperature",),
+    "contrastive": (
+        "alignment_mode",
+        "alignment_row_strength",
+        "alignment_prototypes",
+        "alignment_epsilon",
+        "alignment_prior_temperature",
+    ),
+}
 
 
 @dataclass
@@ -82,11 +94,23 @@ class ModelArguments:
     def __post_init__(self):
         if self.vision_tower_pretrained and not self.vision_tower:
             raise ValueError("--vision_tower_pretrained needs --vision_tower, the name of the tower it is for.")
-        if self.use_alignment_loss and self.auxiliary_loss == "alignment" and self.word_prior is None:
+        if self.use_alignment_loss:
+            self._check_alignment()
+
+    def _check_alignment(self) -> None:
+        aligns_words = self.auxiliary_loss == "alignment" and self.alignment_prototypes == "word_embeddings"
+        if aligns_words and self.word_prior is None:
             raise ValueError(
                 "--use_alignment_loss needs --word_prior FILE. Make one with: python -m comp_patches.word_prior "
                 "--data_path MIXTURE --tokenizer MODEL --output FILE"
             )
+        choice = "auxiliary_loss" if self.auxiliary_loss != "alignment" else "alignment_mode"
+        for name in UNREAD_BY.get(getattr(self, choice), ()):
+            if getattr(self, name) != getattr(type(self), name):  # a field's default is the class's
+                raise ValueError(
+                    f"--{name} {getattr(self, name)}: --{choice} {getattr(self, choice)} does not read it. "
+                    "Leave one of the two out."
+                )
 
     def tower_options(self) -> dict[str, Any]:
         """The tower's own options that were set; the rest is the checkpoint's to say."""

@@ -57,8 +57,7 @@ class LLaVATrainer(Trainer):
         self._largest_pack = self.args.model_max_length * self.args.train_batch_size  # in tokens, of a micro-batch
         self._of_parts: dict[str, float | Tensor] = {}  # what each trained with at the last logged step
         self._ids: list[str] = []  # of the step's samples
-        self._named_sums: dict[str, Tensor] = {}
-        self._named_steps = 0.0  # optimizer steps that the sums span
+        self._named_sums: dict[str, Tensor] = {}  # (2,): a total, and what it is divided by; of a loss, steps
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -167,12 +166,13 @@ class LLaVATrainer(Trainer):
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         weights = self.accelerator.unwrap_model(model).auxiliary_weights
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        scales = {name: 1 / self.current_gradient_accumulation_steps for name in outputs.losses}
-        scales["decoding"] = ranks if num_items_in_batch is not None else scales["decoding"]
-        values = {name: scales[name] * value for name, value in outputs.losses.items()}
-        self._named_steps += 1 / self.current_gradient_accumulation_steps
-        for name, value in values.items():
-            self._named_sums[name] = self._named_sums.get(name, 0.0) + value.detach()
+        share = 1 / self.current_gradient_accumulation_steps
+        scales = dict.fromkeys(self._trained_losses(), share)
+        scales["decoding"] = ranks if num_items_in_batch is not None else share
+        values = {name: scale * outputs.losses[name] for name, scale in scales.items()}
+        pairs = {name: torch.stack((value, torch.full_like(value, share))) for name, value in values.items()}
+        for name, pair in (outputs.losses | pairs).items():
+            self._named_sums[name] = self._named_sums.get(name, 0.0) + pair.detach()
         loss = values["decoding"] + sum(weight * values[name] for name, weight in weights.items())
         return (loss, outputs) if return_outputs else loss
 
@@ -193,7 +193,8 @@ class LLaVATrainer(Trainer):
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if self._sharded_norms is not None and self._will_log():
             self._of_parts |= self._sharded_norms.take(self.learning_rates, float(grad_norm), self.accelerator.reduce)
-        values = {f"loss_{name}": self._named_sums[name] for name in self._trained_losses()} | {"grad_norm": grad_norm}
+        values = {f"loss_{name}": self._named_sums[name][0] for name in self._trained_losses()}
+        values["grad_norm"] = grad_norm
         wrong = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
         if wrong:
             raise NonFiniteError(
@@ -223,9 +224,10 @@ class LLaVATrainer(Trainer):
             names = sorted(self._named_sums)
             sums = self.accelerator.reduce(torch.stack([self._named_sums[name] for name in names]), reduction="mean")
             losses = self._trained_losses()
-            for name, value in zip(names, (sums / self._named_steps).tolist(), strict=True):
-                logs[f"loss_{name}" if name in losses else name] = value
-            self._named_sums, self._named_steps = {}, 0.0
+            for name, (total, count) in zip(names, sums.tolist(), strict=True):
+                if count:  # no sample took part: there is nothing to say of them
+                    logs[f"loss_{name}" if name in losses else name] = total / count
+            self._named_sums = {}
             logs |= {name: float(value) for name, value in self._of_parts.items()}
             logs |= self._throughput.since_last(self._sum_over_processes)
             logs["peak_memory_gib"] = peak_memory_gib()

@@ -48,6 +48,20 @@ def test_the_size_of_the_pieces_changes_nothing(mode, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*MODES, "contrastive"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_image_without_a_direction_gets_no_gradient(name, dtype):
+    visual, *others = random_features(dtype=dtype)
+    visual[1] = 0
+    visual.requires_grad_()
+    loss = contrastive_loss(visual, others[0]) if name == "contrastive" else alignment_loss(visual, *others, mode=name)
+    loss.backward()
+    assert loss.isfinite()
+    assert torch.equal(visual.grad[1], torch.zeros_like(visual.grad[1]))
+    assert visual.grad.isfinite().all()
+    assert visual.grad.any()
+
+
+@pytest.mark.parametrize("name", [*MODES, "contrastive"])
 def test_under_autocast_the_loss_is_computed_in_float32(name):
     visual, *others = random_features(dtype=torch.float32)
     visual = visual + 2 * visual.flip(0)  # near another sample's text

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from comp_patches import cosine_scores
 from comp_patches.alignment_loss import alignment_loss, cross_entropy, targets
+from comp_patches.alignment_module import AlignmentLoss
 from tests.comp_patches import naive
 
 CASES = ["B5_soft", "B5_peaked", "B1_soft", "B3_minus1", "B5_overflow"]
@@ -198,11 +199,19 @@ def test_no_sample_gives_exactly_zero_connected_to_the_graph():
     [
         ({"mode": "sinkhron"}, "Known: prior_softmax, sinkhorn"),
         ({"row_strength": 1.5}, r"row_strength=1.5 must lie in"),
+        ({"temperature": 0.0}, r"^temperature=0.0 must be a number above 0 \(--alignment_temperature\)"),
+        ({"temperature": -0.005}, r"temperature=-0.005 .*--alignment_temperature"),
+        ({"epsilon": 0.0}, r"epsilon=0.0 .*--alignment_epsilon"),
+        ({"epsilon": float("nan")}, r"epsilon=nan .*--alignment_epsilon"),
+        ({"prior_temperature": 0.0}, r"prior_temperature=0.0 .*--alignment_prior_temperature"),
+        ({"iterations": -1}, r"iterations=-1 must be 0 or more"),
     ],
 )
 def test_unknown_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         alignment_loss(*random_features(), **options)
+    with pytest.raises(ValueError, match=message):
+        AlignmentLoss(**options)  # before the first step
 
 
 def test_a_prior_of_another_vocabulary_is_refused_with_both_numbers():

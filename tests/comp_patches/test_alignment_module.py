@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from comp_patches.alignment_loss import alignment_loss
+from comp_patches.alignment_loss import alignment_loss, targets
 from comp_patches.alignment_module import AlignmentLoss, pool_by_sample
 from comp_patches.word_prior import prior_from_counts, save_counts
 
@@ -21,6 +21,15 @@ def test_a_sample_pools_over_all_tokens_of_all_its_images():
     assert_close(pooled[1], torch.zeros(8))
 
 
+def test_thousands_of_bf16_tokens_pool_as_exactly_as_float32_can():
+    """In bfloat16, whose integers end at 256, neither the sum nor the count would be any good."""
+    tokens = (1 + torch.rand(3000, 8, generator=torch.Generator().manual_seed(8))).bfloat16()
+    pooled, counts = pool_by_sample(tokens, torch.zeros(3000, dtype=torch.long), 2)
+    assert counts.tolist() == [3000, 0]
+    assert pooled.dtype == torch.float32
+    assert_close(pooled[0].double(), tokens.double().mean(0), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("mode", ["prior_softmax", "sinkhorn"])
 def test_samples_without_image_or_text_take_no_part(mode):
     tokens = TOKENS.clone().requires_grad_()
@@ -30,7 +39,7 @@ def test_samples_without_image_or_text_take_no_part(mode):
     values = AlignmentLoss(mode=mode)(tokens, SAMPLE, text, valid, WORDS, 4)
     visual = torch.stack((TOKENS[[0, 1, 2, 5]].mean(0), TOKENS[[3, 4]].mean(0)))
     assert_close(values["alignment"], alignment_loss(visual, TEXT[[0, 2]], WORDS, None, mode=mode))
-    assert values["alignment_samples"].item() == 2
+    assert values["alignment_sample_share"].tolist() == [2, 4]
     values["alignment"].backward()
     assert (tokens.grad[6:] == 0).all()
     assert (tokens.grad[:6] != 0).any(dim=-1).all()
@@ -44,7 +53,8 @@ def test_nothing_valid_gives_exactly_zero_connected_to_the_graph(tokens):
     )
     values["alignment"].backward()
     assert values["alignment"].item() == 0.0
-    assert values["alignment_target_entropy"].item() == 0.0
+    assert values["alignment_target_entropy"].tolist() == [0, 0]
+    assert values["alignment_sample_share"].tolist() == [0, 4]
     assert (visual_tokens.grad == 0).all()
 
 
@@ -52,12 +62,25 @@ def test_only_the_loss_carries_gradients():
     values = AlignmentLoss()(TOKENS.clone().requires_grad_(), SAMPLE, TEXT, torch.ones(4, dtype=torch.bool), WORDS, 4)
     assert values["alignment"].requires_grad
     assert not values["alignment_target_entropy"].requires_grad
-    assert not values["alignment_samples"].requires_grad
+    assert not values["alignment_sample_share"].requires_grad
+
+
+@pytest.mark.parametrize("mode", ["prior_softmax", "sinkhorn"])
+def test_the_entropy_is_a_total_over_the_samples_that_take_part(mode):
+    some = [0, 2]
+    target = targets(torch.nn.functional.normalize(TEXT[some], dim=-1), WORDS, None, mode=mode, epsilon=0.5).double()
+    expected = -(target * target.log()).sum()
+    valid = torch.tensor([True, True, True, False])
+    values = AlignmentLoss(mode=mode, epsilon=0.5)(TOKENS, SAMPLE, TEXT, valid, WORDS, 4)
+    total, count = values["alignment_target_entropy"].tolist()
+    assert count == 2
+    assert total == pytest.approx(expected.item(), rel=1e-5)
+    assert total > 1
 
 
 def test_the_prior_comes_from_its_file_and_survives_a_cast_of_the_model(tmp_path):
     counts = torch.arange(37)  # three rows of the vocabulary are padding
-    save_counts(tmp_path / "prior.safetensors", counts, tokenizer="t", source="s", seed=42)
+    save_counts(tmp_path / "prior.safetensors", counts, tokenizer="t", source="s", vocabulary="v", seed="42")
     module = AlignmentLoss(prior=str(tmp_path / "prior.safetensors")).bfloat16()
     values = module(TOKENS, SAMPLE, TEXT, torch.ones(4, dtype=torch.bool), WORDS, 4)
     prior = torch.cat((prior_from_counts(counts), torch.zeros(3)))

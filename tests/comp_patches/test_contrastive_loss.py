@@ -60,13 +60,18 @@ def test_features_that_do_not_pair_up_are_refused():
         contrastive_loss(torch.zeros(2, 4), torch.zeros(3, 4))
 
 
+def test_a_temperature_that_nothing_can_be_divided_by_is_refused():
+    with pytest.raises(ValueError, match=r"temperature=0 .*--alignment_temperature"):
+        ContrastiveLoss(temperature=0)
+
+
 def test_the_module_pools_and_leaves_out_samples_without_image_or_text():
     tokens, text = TOKENS.clone().requires_grad_(), TEXT.clone()
     text[3] = torch.nan  # has no text: whatever stands there is not read
     values = ContrastiveLoss(temperature=0.1)(tokens, SAMPLE, text, torch.tensor([True, True, True, False]), WORDS, 4)
     visual = torch.stack((TOKENS[[0, 1, 2, 5]].mean(0), TOKENS[[3, 4]].mean(0)))
     assert_close(values["contrastive"], contrastive_loss(visual, TEXT[[0, 2]], temperature=0.1))
-    assert values["contrastive_samples"].item() == 2
+    assert values["contrastive_sample_share"].tolist() == [2, 4]
     values["contrastive"].backward()
     assert tokens.grad[:6].any(dim=-1).all()
     assert not tokens.grad[6:].any()

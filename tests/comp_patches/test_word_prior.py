@@ -8,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -28,11 +31,15 @@ WORDS = ["<unk>", "a", "red", "cat", "blue", "never"]
 
 @pytest.fixture
 def tokenizer_folder(tmp_path):
-    """A word-level tokenizer of six words, as transformers saves it."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    return save_tokenizer(tmp_path / "tokenizer", WORDS)
+
+
+def save_tokenizer(folder, words):
+    """A word-level tokenizer, as transformers saves it."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path / "tokenizer")
-    return tmp_path / "tokenizer"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    return folder
 
 
 def record(*turns):
@@ -46,11 +53,18 @@ def test_a_word_never_seen_counts_as_seen_once():
 
 def test_counts_survive_their_file_with_what_they_were_counted_from(tmp_path):
     counts = torch.tensor([0, 2**40 + 1, 3])  # beyond what float32 can count
-    save_counts(tmp_path / "deep/prior.safetensors", counts, tokenizer="tok", source="mix.yaml", seed=7)
+    save_counts(tmp_path / "deep/prior.safetensors", counts, tokenizer="tok", source="mix.yaml", seed="7")
     found, metadata = load_counts(tmp_path / "deep/prior.safetensors")
     assert torch.equal(found, counts)
     assert metadata == {"tokenizer": "tok", "vocab_size": "3", "source": "mix.yaml", "seed": "7"}
     assert_close(load_prior(tmp_path / "deep/prior.safetensors"), prior_from_counts(counts))
+
+
+@pytest.mark.parametrize("counts", [torch.tensor([1, -1]), torch.tensor([1.0, float("nan")]), torch.ones(2, 2).long()])
+def test_a_file_whose_counts_are_none_is_refused(tmp_path, counts):
+    save_file({"counts": counts}, tmp_path / "prior.safetensors")
+    with pytest.raises(ValueError, match=r"prior.safetensors .*whole numbers"):
+        load_prior(tmp_path / "prior.safetensors")
 
 
 def test_padding_rows_of_a_vocabulary_get_no_mass():
@@ -61,8 +75,9 @@ def test_padding_rows_of_a_vocabulary_get_no_mass():
 
 @pytest.mark.parametrize("vocab_size", [9, 5000])
 def test_a_prior_of_another_tokenizer_is_refused_with_both_numbers(vocab_size):
-    with pytest.raises(ValueError, match=f"covers 10 tokens, but the model has {vocab_size} word embeddings"):
+    with pytest.raises(ValueError, match=f"covers 10 tokens, but the model has {vocab_size} word emb") as refused:
         fit_prior(torch.full((10,), 0.1), vocab_size)
+    assert ("add --vocab_size 5000" in str(refused.value)) == (vocab_size == 5000), "which makes words of padding"
 
 
 def test_command_counts_the_answers_and_nothing_else(tokenizer_folder, tmp_path):
@@ -121,6 +136,35 @@ def test_command_keeps_a_file_until_data_or_seed_change(tokenizer_folder, tmp_pa
     data.write_text(json.dumps([record(("human", "a"), ("gpt", "cat cat"))]))
     os.utime(data, (output.stat().st_mtime + 5,) * 2)
     main([*flags, "--seed", "1"])
+    assert load_counts(output)[0].tolist() == [0, 0, 0, 2, 0, 0]
+    os.utime(data, (0, 0))
+    save_tokenizer(tokenizer_folder, ["<unk>", "a", "cat", "red", "blue", "never"])  # another one of the same name
+    main([*flags, "--seed", "1"])
+    assert load_counts(output)[0].tolist() == [0, 0, 2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("named_by", ["flag", "mixture"])
+def test_command_counts_again_where_a_file_of_a_folder_was_written_again(tokenizer_folder, tmp_path, capsys, named_by):
+    """In place: the folder's own time then stays what it was."""
+    output, shard = tmp_path / "prior.safetensors", tmp_path / "data" / "train-00000.parquet"
+    shard.parent.mkdir()
+    (tmp_path / "mix.yaml").write_text("datasets: [{json_path: data}]")
+    path = shard.parent if named_by == "flag" else tmp_path / "mix.yaml"
+    flags = ["--data_path", str(path), "--tokenizer", str(tokenizer_folder), "--output", str(output)]
+
+    def write(answer):
+        turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": answer}]
+        parquet.write_table(pyarrow.Table.from_pylist([{"id": "x", "conversations": turns}]), shard)
+
+    write("red")
+    main(flags)
+    state = word_prior.state_of_data(str(path))
+    main(flags)
+    assert "kept" in capsys.readouterr().out
+    write("cat cat")
+    os.utime(shard, (output.stat().st_mtime + 5,) * 2)
+    assert word_prior.state_of_data(str(path)) != state, "by which a partial count is judged"
+    main(flags)
     assert load_counts(output)[0].tolist() == [0, 0, 0, 2, 0, 0]
 
 
@@ -228,11 +272,11 @@ def test_a_run_that_was_stopped_is_continued(many, tmp_path, capsys, how):
     main([*many, "--output", str(output)])
     assert f"continued after {counted} of 60 records" in capsys.readouterr().out
     assert load_counts(output)[0].tolist() == [*COUNTS_OF_MANY[:5], 1000]
-    assert load_counts(output)[1].keys() == {"tokenizer", "vocab_size", "source", "seed"}
+    assert load_counts(output)[1].keys() == {"tokenizer", "vocabulary", "vocab_size", "source", "seed"}
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("changed", ["data", "seed", "tokenizer"])
+@pytest.mark.parametrize("changed", ["data", "seed", "tokenizer", "vocabulary"])
 def test_what_was_counted_from_something_else_is_not_continued(many, tmp_path, changed, monkeypatch):
     output, partial = tmp_path / "prior.safetensors", tmp_path / "prior.safetensors.partial"
     flags = [*many, "--output", str(output)]
@@ -252,6 +296,9 @@ def test_what_was_counted_from_something_else_is_not_continued(many, tmp_path, c
         expected = [0, 0, 0, 60, 0, 0]
     elif changed == "seed":
         flags += ["--seed", "1"]
+    elif changed == "vocabulary":
+        save_tokenizer(tmp_path / "tokenizer", WORDS[::-1])
+        expected = [0, 10, 20, 30, 40, 50]
     else:
         renamed = tmp_path / "renamed"
         (tmp_path / "tokenizer").rename(renamed)
@@ -276,7 +323,8 @@ def test_data_that_change_while_they_are_counted_are_no_prior(many, tmp_path, mo
 
 
 def counts_file(path, counts, **changes):
-    save_counts(path, torch.tensor(counts), **{"tokenizer": "tok", "source": path.stem, "seed": 42} | changes)
+    about = {"tokenizer": "tok", "vocabulary": "abc", "source": path.stem, "seed": "42"} | changes
+    save_counts(path, torch.tensor(counts), **{key: value for key, value in about.items() if value})
     return str(path)
 
 
@@ -286,19 +334,31 @@ def test_merging_adds_counts_and_names_all_sources(tmp_path):
     main(["--merge", *files, "--output", str(output)])
     counts, about = load_counts(output)
     assert counts.tolist() == [3, 6, 0]
-    assert about == {"tokenizer": "tok", "vocab_size": "3", "source": "a + b + c", "seed": "42"}
-    main(["--merge", str(output), counts_file(tmp_path / "d", [1, 0, 0], seed=1), "--output", str(output)])
-    assert load_counts(output)[0].tolist() == [4, 6, 0]
-    assert load_counts(output)[1]["seed"] == "42 + 1"
+    assert about == {
+        "tokenizer": "tok", "vocabulary": "abc", "vocab_size": "3", "source": "a + b + c", "seed": "42"
+    }  # fmt: skip
+    other = counts_file(tmp_path / "d", [1, 0, 0], seed="1", tokenizer="its copy", data="unlike", padding_rows="1")
+    main(["--merge", str(output), other, "--output", str(output)])
+    counts, about = load_counts(output)
+    assert counts.tolist() == [4, 6, 0]
+    assert (about["seed"], about["tokenizer"]) == ("42 + 1", "tok + its copy")
+    assert about.keys() == {"tokenizer", "vocabulary", "vocab_size", "source", "seed"}
+
+
+def test_merged_counts_of_padding_rows_say_so(tmp_path):
+    file = counts_file(tmp_path / "a", [1, 2, 0], padding_rows="1")
+    main(["--merge", file, "--output", str(tmp_path / "merged")])
+    assert load_counts(tmp_path / "merged")[1]["padding_rows"] == "1"
 
 
 @pytest.mark.parametrize(
     ("changes", "counts", "words"),
     [
-        ({"tokenizer": "other"}, [1, 2, 3], ["tokenizer other", "first", "with tok."]),
+        ({"tokenizer": "other", "vocabulary": "d"}, [1, 2, 3], ["tokenizer other", "first", "with tok,"]),
+        ({"vocabulary": "d"}, [1, 2, 3], ["another vocabulary"]),
         ({}, [1, 2, 3, 4], ["covers 4 tokens", "covers 3"]),
     ],
-    ids=["tokenizer", "vocabulary"],
+    ids=["tokenizer", "same name", "size"],
 )
 def test_counts_of_other_words_are_not_merged(tmp_path, changes, counts, words):
     files = [counts_file(tmp_path / "first", [1, 2, 3]), counts_file(tmp_path / "second", counts, **changes)]
@@ -313,11 +373,28 @@ def test_counts_of_other_words_are_not_merged(tmp_path, changes, counts, words):
 def test_merging_needs_files_that_say_what_they_are(tmp_path):
     nameless = tiny.save_prior(tmp_path / "nameless")
     for file, words in (
-        (nameless, "nameless does not say which tokenizer"),
+        (nameless, "nameless does not say its tokenizer and vocabulary and source and seed"),
+        (counts_file(tmp_path / "nowhere", [1], source=None), "nowhere does not say its source. Count"),
+        (counts_file(tmp_path / "half", [1], counted="7", records="60"), "half holds the first 7 of 60 records"),
         (tmp_path / "none", "none cannot be read"),
     ):
         with pytest.raises(SystemExit, match=words):
             main(["--merge", str(file), "--output", str(tmp_path / "merged")])
+
+
+def test_no_file_is_added_twice(tmp_path):
+    file = counts_file(tmp_path / "a", [1, 2, 0])
+    with pytest.raises(SystemExit, match="a is there twice"):
+        main(["--merge", file, f"{tmp_path}/../{tmp_path.name}/a", "--output", str(tmp_path / "merged")])
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--workers", "--vocab_size"])
+def test_what_only_counting_reads_is_refused_beside_merge(tmp_path, flag, capsys):
+    file = counts_file(tmp_path / "a", [1, 2, 0])
+    with pytest.raises(SystemExit):
+        main(["--merge", file, flag, "3", "--output", str(tmp_path / "merged")])
+    assert f"{flag} is for counting" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize(

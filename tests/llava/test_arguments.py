@@ -49,3 +49,28 @@ def test_a_wrong_value_is_one_line(capsys):
 def test_resuming_needs_no_flag():
     with pytest.raises(ValueError, match="--resume_from_checkpoint out/checkpoint-5: a run continues by itself"):
         parse_arguments([*NEEDED, "--resume_from_checkpoint", "out/checkpoint-5"])
+
+
+UNREAD = [
+    ("--auxiliary_loss contrastive", "--alignment_mode sinkhorn"),
+    ("--auxiliary_loss contrastive", "--alignment_row_strength 0.3"),
+    ("--auxiliary_loss contrastive", "--alignment_prototypes learnable"),
+    ("--auxiliary_loss contrastive", "--alignment_epsilon 0.1"),
+    ("--auxiliary_loss contrastive", "--alignment_prior_temperature 0.1"),
+    ("--alignment_mode prior_softmax", "--alignment_row_strength 0.3"),
+    ("--alignment_mode sinkhorn", "--alignment_prior_temperature 0.1"),
+]
+
+
+@pytest.mark.parametrize(("choice", "flag"), UNREAD)
+def test_a_flag_that_the_chosen_loss_does_not_read_is_refused(choice, flag):
+    flags = [*NEEDED, "--word_prior", "uniform", *choice.split(), *flag.split()]
+    with pytest.raises(ValueError, match=f"^{flag}: {choice} does not read it"):
+        parse_arguments([*flags, "--use_alignment_loss", "True"])
+    parse_arguments(flags)  # without the loss all are spare
+
+
+def test_learnable_prototypes_need_no_prior():
+    flags = [*NEEDED, "--use_alignment_loss", "True", "--alignment_prototypes", "learnable"]
+    assert parse_arguments(flags)[0].word_prior is None
+    assert parse_arguments([*flags, "--word_prior", "of_the_preset"])[0].word_prior == "of_the_preset"

@@ -1,5 +1,7 @@
 """A loss beside next-token prediction: what it costs the host where it is off, whom it moves, how its weights live."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -100,6 +102,23 @@ def test_accumulating_two_halves_is_one_whole_batch(llm, siglip, data, tmp_path)
     expected = weights(whole)
     for name, tensor in weights(halves).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5)
+
+
+def test_what_is_told_of_the_samples_does_not_hang_on_how_they_are_cut(llm, siglip, tmp_path):
+    """Three in four have no image, so that most micro-batches of one have no sample that takes part."""
+    data, prior = tiny.save_data(tmp_path / "data"), tiny.save_prior(tmp_path / "prior.safetensors")
+    records = [tiny.record(f"{i}", None if i % 4 else f"{i}.png", "It is red." * (1 + i % 3)) for i in range(16)]
+    (data / "data.json").write_text(json.dumps(records))
+    common = tiny.FULL_STAGE | {"max_steps": 3, "logging_steps": 3, "use_alignment_loss": True, "word_prior": prior}
+    common |= {"alignment_epsilon": 0.1, "alignment_weight": 0.0, "learning_rate": 0.0}
+    for name, size, turns in (("whole", 4, 1), ("single", 1, 4)):
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": turns}
+        train_alone(tiny.stage_arguments(llm, siglip, data, tmp_path / name, **common, **cut))
+    for key in ("alignment_target_entropy", "alignment_sample_share"):
+        whole, single = (logged(tmp_path / name, key) for name in ("whole", "single"))
+        assert single == pytest.approx(whole, rel=1e-5)
+    assert 0 < whole[0] < 0.5
+    assert (whole[0] * 12) == pytest.approx(round(whole[0] * 12)), "samples of 12"
 
 
 def built(*parts, **changes):

@@ -1,6 +1,7 @@
 """What the labels are: the answers and their turns' ends, nothing else; or LLaVA's own mask, for parity."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -218,3 +219,10 @@ def test_a_tokenizer_without_the_templates_markers_is_refused():
 def test_an_unknown_mask_lists_the_known():
     with pytest.raises(ValueError, match=r"label_mask='all' is unknown\. Known: answers, llava"):
         encode(make_record("Hi", "Hello."), label_mask="all")
+
+
+def test_a_text_without_a_token_is_ids_all_the_same():
+    """Packed with others, an empty row of floats would make floats of their ids too."""
+    encoder = ConversationEncoder(make_tokenizer(), conv_templates["plain"], label_mask="answers", max_length=10)
+    assert encoder.encode_text("").shape == (0,)
+    assert encoder.encode_text("").dtype == torch.long

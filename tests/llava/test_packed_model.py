@@ -191,6 +191,7 @@ class Onlooker(torch.nn.Module):
 
     def forward(self, visual_tokens, visual_sample, text_features, text_valid, word_embeddings, num_samples):
         self.seen = {"sample": visual_sample.tolist(), "words": word_embeddings, "samples": num_samples}
+        self.text, self.text_valid = text_features, text_valid
         return {"onlooker": 0.0 * visual_tokens.sum()}
 
 
@@ -206,7 +207,20 @@ def test_an_auxiliary_loss_is_told_whose_each_visual_token_is_and_the_words_that
     assert onlooker.seen["sample"] == [number for number, count in enumerate(tokens) for _ in range(count)]
     assert onlooker.seen["samples"] == len(samples)
     assert onlooker.seen["words"] is untied.lm_head.weight
+    assert onlooker.text.any()
+    assert not onlooker.text.requires_grad
     assert forward(untied.eval(), samples).losses.keys() == {"decoding"}
+
+
+def test_a_batch_whose_answers_have_no_token_still_runs_the_llm_over_them(model, samples):
+    """Every rank must, or the collectives of sharded weights never meet."""
+    onlooker, runs = Onlooker(), []
+    model.add_auxiliary_loss("onlooker", onlooker, weight=1.0)
+    model.get_model().register_forward_hook(lambda *_: runs.append(None))
+    forward(model, [sample | {"align_input_ids": torch.zeros(0, dtype=torch.long)} for sample in samples])
+    assert len(runs) == 2
+    assert not onlooker.text.any()
+    assert not onlooker.text_valid.any()
 
 
 def test_text_features_are_the_mean_hidden_state_of_the_answers_read_alone(model, samples, llm):

@@ -65,7 +65,7 @@ def test_every_named_loss_is_logged_and_the_decoding_loss_falls(llm, siglip, dat
     decoding, alignment = history(trainer, "loss_decoding"), history(trainer, "loss_alignment")
     assert len(decoding) == len(alignment) == 12
     assert decoding[-1] < 0.9 * decoding[0]
-    assert history(trainer, "alignment_samples") == [4.0] * 12
+    assert history(trainer, "alignment_sample_share") == [1.0] * 12
     total = [d + 0.05 * a for d, a in zip(decoding, alignment, strict=True)]
     assert history(trainer, "loss") == pytest.approx(total, rel=1e-4)
 

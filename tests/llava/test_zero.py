@@ -94,6 +94,15 @@ def test_zero3_trains_as_one_process_and_saves_a_whole_model(untied, siglip, mix
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-4)
 
 
+def test_zero2_trains_with_sinkhorn_s_targets_as_one_process(llm, siglip, mixed, tmp_path):
+    """Which look at the micro-batch of both ranks. What is told of the samples is of both too."""
+    one, two, flags = tmp_path / "one", tmp_path / "two", all_parts("uniform") | {"max_steps": 2}
+    flags |= {"alignment_mode": "sinkhorn", "alignment_row_strength": 0.5, "alignment_epsilon": 0.05}
+    train_alone(tiny.stage_arguments(llm, siglip, mixed, one, **flags))
+    launch(tiny.stage_arguments(llm, siglip, mixed, two, **halved(flags, "zero2")))
+    assert_same_run(two, one, keys=(*WATCHED, "alignment_target_entropy", "alignment_sample_share"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["zero2", "zero2_offload", "zero3_offload"])
 def test_zero_trains_as_one_process(llm, siglip, mixed, prior, tmp_path, config):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from comp_patches.commands.word_prior import hash_of_vocabulary, load_tokenizer
 from comp_patches.word_prior import save_counts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +93,11 @@ class FakeCluster:
         """One that the stage scripts keep, since it says what they would count: the preset's data, LLM and seed."""
         tokenizer, ending = PRIOR_OF[self.preset]
         source = str(self.data / f"stage2.{ending}")
-        save_counts(self.prior, torch.ones(3), tokenizer=tokenizer, source=source, seed=42)
+        # What a hub id names is not looked at again; a folder may hold another tokenizer.
+        folder = ROOT / tokenizer
+        vocabulary = hash_of_vocabulary(load_tokenizer(folder)) if folder.is_dir() else ""
+        about = {"tokenizer": tokenizer, "vocabulary": vocabulary, "source": source, "seed": "42"}
+        save_counts(self.prior, torch.ones(3), **about)
 
     def start(self, name: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
         here = {"PATH": self.path, "PRESET": self.preset, "OUTPUT_ROOT": str(self.runs), "DATA_ROOT": str(self.data)}

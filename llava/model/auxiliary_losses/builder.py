@@ -5,7 +5,8 @@ T = visual tokens of a micro-batch, S = samples, H = LLM width, V = vocabulary. 
     loss(visual_tokens (T, H), visual_sample (T,), text_features (S, H), text_valid (S,) bool,
          word_embeddings (V, H), num_samples=S) -> dict[str, Tensor]
 
-The value under the loss's own name enters the total; every other value is detached and only logged. A loss that
+The value under the loss's own name enters the total; every other is detached and only logged: a pair (2,), a total and
+what to divide it by, which are each summed over micro-batches and processes first. A loss that
 compares tokens with words also offers how, for the report's map of words:
 
     loss.word_scores(visual_tokens (T, H), word_embeddings (V, H)) -> (T, V)
