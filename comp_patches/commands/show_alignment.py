@@ -40,19 +40,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Everything that can be wrong before the model is loaded is found before."""
+    """What is wrong with the flags and the image is found before the model's weights are loaded."""
+    from transformers import AutoTokenizer
+
     from llava.eval.models import load_checkpoint
-    from llava.eval.word_map import vocabulary, word_map
+    from llava.eval.word_map import check_known, vocabulary, word_map
+    from llava.inference import check_model_path
     from llava.mm_utils import load_image
     from llava.utils import write_atomically
 
-    if options.out.suffix.lower() != ".png" or options.out.is_dir():
-        raise ValueError(f"OUT {options.out} is no name for a picture: expected a file name that ends in .png.")
+    check_picture_name(options.out)
+    check_device(options.device)
     lettering = Lettering(options.font)
     image = load_image(options.image)
+    check_model_path(options.model)
+    words = vocabulary(AutoTokenizer.from_pretrained(options.model))
+    if options.word is not None:
+        check_known(options.word, words[1])
     loaded = load_checkpoint(options.model, device=options.device)
     processor = image_processor(loaded, options.max_num_vistoken)
-    words = vocabulary(loaded.tokenizer)
     found = word_map(loaded.model, processor, image, words, top=options.top, word=options.word)
     picture = draw(
         as_seen(image, processor),
@@ -66,6 +72,24 @@ def run(options: argparse.Namespace) -> None:
     print(summary(options.out, found.words, options.word, found.cosines))  # noqa: T201
     if missing := missing_letters(found.words, lettering):
         print(f"The font has no letters for {missing} of the words, drawn as boxes: give one with --font.")  # noqa: T201
+
+
+def check_picture_name(out: Path) -> None:
+    """Refuses what cannot become a picture."""
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise ValueError(f"OUT {out} is no name for a picture: expected a file name that ends in .png.")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"OUT {out} would lie below {above}, which is a file. Name another folder.")
+
+
+def check_device(device: str | None) -> None:
+    """Refuses a device that this machine does not have; torch says so in several kinds of error."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        found = str(error).partition("\n")[0]
+        raise ValueError(f"--device {device} is not to be had: {found}. Leave it out, or say cpu.") from error
 
 
 def image_processor(loaded: Any, max_num_vistoken: int | None) -> Any:

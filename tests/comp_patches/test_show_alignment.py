@@ -159,6 +159,9 @@ def mistakes(checkpoint, image, tmp_path):
         "a bare LLM": ({"model": llm}, [], ["no vision tower"]),
         "a folder of stages": ({"model": checkpoint.parent}, [], ["holds some", str(checkpoint)]),
         "no font": ({}, ["--font", str(tmp_path / "text.png")], ["--font", "text.png"]),
+        "below a file": ({"out": tmp_path / "text.png" / "out.png"}, [], ["text.png/out.png", "which is a file"]),
+        "no kind of device": ({}, ["--device", "gpu"], ["--device gpu", "cpu"]),
+        "no such device": ({}, ["--device", "cuda:77"], ["--device cuda:77"]),
         "too few tokens": ({}, ["--max-num-vistoken", "1"], ["max_num_vistoken=1"]),
     }
     return {
@@ -168,16 +171,20 @@ def mistakes(checkpoint, image, tmp_path):
 
 MISTAKES = (
     "unknown word", "outlandish word", "no image", "not an image", "no picture's name", "a folder", "no checkpoint",
-    "a bare LLM", "a folder of stages", "no font", "too few tokens",
+    "a bare LLM", "a folder of stages", "no font", "below a file", "no kind of device", "no such device",
+    "too few tokens",
 )  # fmt: skip
+WITH_THE_MODEL = ("a bare LLM", "a folder of stages", "no checkpoint", "too few tokens")
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_the_old_picture_stays(mistakes, tmp_path, name):
+def test_a_mistake_is_one_line_and_the_old_picture_stays(mistakes, tmp_path, name, monkeypatch):
     arguments, words = mistakes[name]
+    if name not in WITH_THE_MODEL:  # loading one would be an error of another kind
+        monkeypatch.delattr("llava.eval.models.load_pretrained_model")
     (tmp_path / "out.png").write_bytes(b"old")
     with pytest.raises(SystemExit) as stopped:
-        main([*arguments, "--device", "cpu"])
+        main(["--device", "cpu", *arguments])
     assert isinstance(stopped.value.code, str), "sys.exit(text) prints the text on stderr and exits with 1"
     assert "\n" not in stopped.value.code
     for word in words:
