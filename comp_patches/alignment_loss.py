@@ -48,7 +48,8 @@ def alignment_loss(
         visual: (B, H), not normalised: the mean of a sample's visual tokens. The gradient of a row is of the order of
             1 / (tau |row|): too much for float16 below a length of about 0.003, unless the row is 0, which gets none.
         text: (B, H), not normalised; detached.
-        word_embeddings: W (V, H). Never copied or normalised: its row norms divide the scores.
+        word_embeddings: W (V, H). Never copied or normalised: its row norms divide the scores. (The gradient of
+            learnable ones is as large as they are, and takes a normalised copy.)
         prior: (V,) share of each word, or None for a uniform one. A 0 marks a row that is no word: it gets no mass.
             Never negative; that is not looked at here, where it would make a GPU wait.
         temperature: tau, of the image's distribution.

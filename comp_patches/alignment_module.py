@@ -21,8 +21,9 @@ class AlignmentLoss(nn.Module):
 
     Args:
         prior: file made by `python -m comp_patches.word_prior`, or None for a uniform prior.
-        vocab_size: the model's V; a prior that does not fit it is refused here, before the first step.
-        hidden_size: the LLM's H; needed for learnable prototypes.
+        vocab_size: the model's V; a prior that does not fit it is refused here, before the first step. Needed, like H,
+            for learnable prototypes.
+        hidden_size: the LLM's H.
         temperature, epsilon, iterations, mode, row_strength, prior_temperature, prototypes: as in `alignment_loss`.
     """
 
@@ -42,6 +43,10 @@ class AlignmentLoss(nn.Module):
     ):
         super().__init__()
         check_prototypes(prototypes)
+        if prototypes == "learnable" and (prior is not None or None in (vocab_size, hidden_size)):
+            raise ValueError(
+                "Learnable prototypes need vocab_size and hidden_size, and take no prior: they are no words."
+            )
         check_temperature("temperature", temperature)
         self.temperature = temperature
         self.rule = TargetRule(mode, epsilon, iterations, row_strength, prior_temperature)

@@ -30,7 +30,7 @@ class Lettering:
             self.at(12)
         except OSError as error:
             raise ValueError(
-                f"--font {file} cannot be read as a font ({error}). Expected a .ttf or .otf file."
+                f"{self.file or 'the font'} cannot be read as a font ({error}). Give a .ttf or .otf file: --font FILE."
             ) from error
 
     @lru_cache  # noqa: B019  one object per run

@@ -43,6 +43,15 @@ UNREAD_BY = {
     ),
 }
 
+# transformers' flags that would break what a run here promises: the only value each may have, and why.
+FIXED_FLAGS = {
+    "save_only_model": (False, "a checkpoint without its optimizer cannot be gone on from."),
+    "ignore_data_skip": (False, "a run that goes on would see some samples twice and others never."),
+    "label_smoothing_factor": (0.0, "the decoding loss has none."),
+    "auto_find_batch_size": (False, "another batch size would be another recipe; set a smaller one and accumulate."),
+    "remove_unused_columns": (False, "the model takes every key of a batch."),
+}
+
 
 @dataclass
 class ModelArguments:
@@ -206,6 +215,9 @@ class TrainingArguments(LoraArguments, transformers.TrainingArguments):
                 f"--resume_from_checkpoint {self.resume_from_checkpoint}: a run continues by itself from the last "
                 "checkpoint in its --output_dir. Leave the flag out."
             )
+        for name, (kept, reason) in FIXED_FLAGS.items():
+            if getattr(self, name) != kept:
+                raise ValueError(f"--{name} {getattr(self, name)}: {reason} Leave the flag out.")
         if self.train_sampling_strategy != "random":
             raise ValueError(
                 f"--train_sampling_strategy {self.train_sampling_strategy}: the order is always random, every sample "

@@ -21,6 +21,7 @@ from llava.model.lora import OTHERS_FILE
 from llava.model.sharding import full_shape
 from llava.train.lora import has_lora, saved_tensors
 from llava.train.parts import AUXILIARY, part_of
+from llava.train.run_card import FILE as RUN_CARD
 from llava.utils import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -74,22 +75,33 @@ def check_saved_weights(folder: str, model: nn.Module, *, adapter_only: bool) ->
 
 
 def last_complete_checkpoint(output_dir: str, *, remove: bool) -> str | None:
-    """The newest `checkpoint-N` whose saving was not interrupted.
+    """The newest `checkpoint-N` that is whole.
 
     Args:
-        remove: delete interrupted ones, with a line each (one process of a run does).
+        remove: delete those whose saving was interrupted, with a line each (one process of a run does). Only where a
+            run of ours began: another program's checkpoints may look like that and are left alone.
 
     Raises:
-        ValueError: a file of that checkpoint was cut short afterwards.
+        ValueError: A file of the only complete one was cut short afterwards.
     """
-    folders = sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
-    for folder in folders:
+    named = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    found = [path for path in named if path.is_dir() and step_of(path) >= 0]
+    remove = remove and (Path(output_dir) / RUN_CARD).exists()
+    unreadable = None
+    for folder in sorted(found, key=step_of, reverse=True):
         if _is_complete(folder):
-            _check_readable(folder)
+            try:
+                _check_readable(folder)
+            except ValueError as error:
+                logger.warning("%s", error)
+                unreadable = unreadable or error
+                continue
             return str(folder)
         if remove:
             logger.warning("%s: its saving was interrupted; removed.", folder)
             shutil.rmtree(folder)
+    if unreadable:
+        raise unreadable
     return None
 
 
@@ -97,6 +109,18 @@ def step_of(folder: str | Path) -> int:
     """After how many steps the checkpoint `checkpoint-N` was saved; -1 for a folder of another name."""
     suffix = Path(folder).name.rpartition("-")[2]
     return int(suffix) if suffix.isdigit() else -1
+
+
+def check_sharding(checkpoint: str, *, deepspeed: bool, world_size: int) -> None:
+    """Refuse other optimizer shards than DeepSpeed wrote, before it finds out with the model loaded."""
+    shards = len(list(Path(checkpoint).glob("global_step*/*_optim_states.pt")))
+    here = world_size if deepspeed else 0
+    if shards != here:
+        before, now = (f"{n} process(es) with DeepSpeed" if n else "a run without DeepSpeed" for n in (shards, here))
+        raise ValueError(
+            f"{checkpoint} is of {before}, this start is {now}: the optimizer's state does not fit. Continue with as "
+            "many, or begin a new run from its weights (--model_name_or_path, another --output_dir)."
+        )
 
 
 def check_output_dir(output_dir: str) -> None:
@@ -136,7 +160,7 @@ def _check_readable(folder: Path) -> None:
                 raise ValueError("not a whole torch file")
         except (SafetensorError, ValueError) as error:
             raise ValueError(
-                f"{file} was cut short ({error}). Delete {folder} to continue from an earlier one."
+                f"{file} was cut short ({error}). Without an earlier checkpoint, delete {folder} to start anew."
             ) from error
 
 

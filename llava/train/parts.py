@@ -52,6 +52,14 @@ def set_tunable_parts(
         parameter.requires_grad_(part in parts and (whole or is_lora(name) or biases[lora_bias]))
 
 
+def hold_in_float32(model: nn.Module) -> None:
+    """Keep what trains in float32, for optimizers that have no copy of their own: at the recipes' learning rates a step
+    is less than half of what bfloat16 can tell apart, and would be lost."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def trainable_table(model: nn.Module, learning_rates: dict[str, float]) -> str:
     """What trains: of each module its parameters, how many of them train, and with which learning rate."""
     counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])

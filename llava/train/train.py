@@ -20,10 +20,10 @@ from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 from llava.model.loading import attach_vision, load_adapter_file, load_config, load_weights
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor, with_weights
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from llava.train.checkpoints import check_output_dir, last_complete_checkpoint, step_of
+from llava.train.checkpoints import check_output_dir, check_sharding, last_complete_checkpoint, step_of
 from llava.train.llava_trainer import LLaVATrainer, NonFiniteError
 from llava.train.lora import add_lora, refuse_lora_folder
-from llava.train.parts import AUXILIARY, parse_parts, set_tunable_parts, trainable_table
+from llava.train.parts import AUXILIARY, hold_in_float32, parse_parts, set_tunable_parts, trainable_table
 from llava.train.preemption import EXIT_STATUS
 from llava.train.run_card import add_start
 from llava.train.zero import prepare_zero
@@ -69,12 +69,17 @@ def build_stage(
     prepare_zero(training_args)
 
     checkpoint = last_complete_checkpoint(training_args.output_dir, remove=training_args.process_index == 0)
+    if checkpoint:
+        deepspeed, world_size = bool(training_args.deepspeed), training_args.world_size
+        check_sharding(checkpoint, deepspeed=deepspeed, world_size=world_size)
     model = load_model(model_args, data_args, training_args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, training_args.model_max_length)
     image_processor = checkpoint_image_processor(model.config)
     if lora_parts:
         add_lora(model, lora_parts, training_args, model_args.model_name_or_path)
     set_tunable_parts(model, parts, lora_parts, training_args.lora_bias)
+    if not training_args.deepspeed:
+        hold_in_float32(model)
     record_in_config(model.config, model_args, training_args, tokenizer)
     if model_args.use_alignment_loss:
         name = model_args.auxiliary_loss
@@ -183,7 +188,8 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
 
 
 def weights_dtype(*, bf16: bool, deepspeed: Any, use_cpu: bool) -> torch.dtype:
-    """Without DeepSpeed a CPU computes in float32 all the same; DeepSpeed turns everything into bfloat16."""
+    """Without DeepSpeed a CPU computes in float32 all the same, and what trains becomes float32 (`hold_in_float32`);
+    DeepSpeed turns everything into bfloat16, and has float32 copies."""
     return torch.bfloat16 if bf16 and (deepspeed or not use_cpu) else torch.float32
 
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from playground import pretrain_tower_without_text
-from playground.ablations.runner import ROOT, STEPS, Row, Unit, read, run_units
+from playground.ablations.runner import ROOT, STEPS, Row, Unit, joined, read, run_units
 
 TOWER_WITHOUT_TEXT = ROOT / "runs/ablations/tower_without_text"  # made by the first run
 WITHOUT_TEXT = f"comp-dinov2:{TOWER_WITHOUT_TEXT}"
@@ -50,13 +50,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs/ablations", help="data and checkpoints")
     parser.add_argument("--report", action="store_true", help="only print the table")
     args = parser.parse_args(argv)
+    steps = dict(zip(STEPS, args.steps, strict=True))
     if not args.report:
         if not (TOWER_WITHOUT_TEXT / "preprocessor_config.json").exists():
             pretrain_tower_without_text.main(["--output", str(TOWER_WITHOUT_TEXT)])
-        steps = dict(zip(STEPS, args.steps, strict=True))
         rows = [row for row in ROWS if row.name in args.only]
         run_units([Unit(row, seed, steps) for seed in args.seeds for row in rows], args.results, args.work.resolve())
-    sys.stdout.write(table(read(args.results)))
+    sys.stdout.write(table([line for line in read(args.results) if line["steps"] == joined(steps)]))
 
 
 def table(lines: list[dict[str, str]]) -> str:

@@ -62,7 +62,13 @@ def run_units(units: list[Unit], results: Path, work: Path) -> None:
 
 
 def is_done(unit: Unit, results: Path) -> bool:
-    return any(line["row"] == unit.row.name and line["seed"] == str(unit.seed) for line in read(results))
+    own = {"row": unit.row.name, "seed": str(unit.seed), "steps": joined(unit.steps)}
+    return any(own.items() <= line.items() for line in read(results))
+
+
+def joined(steps: dict[str, int]) -> str:
+    """How many steps each stage gets, in a cell."""
+    return "+".join(map(str, steps.values()))
 
 
 def measure(unit: Unit, work: Path) -> dict[str, str]:
@@ -84,7 +90,7 @@ def measure(unit: Unit, work: Path) -> dict[str, str]:
         "large": scores["large"]["accuracy"],
     }
     values |= {kind: scores["kinds"][kind]["accuracy"] for kind in ("document", "chart", "scene")}
-    values |= {"minutes": (time.monotonic() - start) / 60, "steps": "+".join(map(str, unit.steps.values()))}
+    values |= {"minutes": (time.monotonic() - start) / 60, "steps": joined(unit.steps)}
     line = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
     return line | {"commit": _call(["git", "rev-parse", "--short", "HEAD"]).strip()}
 

@@ -69,6 +69,12 @@ def test_they_start_alike_on_every_process_and_by_the_seed():
     assert not torch.equal(start(1, 0), start(2, 0))
 
 
+@pytest.mark.parametrize("changes", [{"vocab_size": None}, {"hidden_size": None}, {"prior": "prior.safetensors"}])
+def test_what_they_cannot_be_made_of_is_refused(changes):
+    with pytest.raises(ValueError, match="need vocab_size and hidden_size, and take no prior"):
+        AlignmentLoss(**{"prototypes": "learnable", "vocab_size": 40, "hidden_size": 8} | changes)
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="Known: word_embeddings, learnable"):
         AlignmentLoss(prototypes="learnt")

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -13,8 +15,9 @@ from safetensors.torch import load_file
 from llava.data.bad_samples import TooManyBadSamplesError
 from llava.model.builder import load_pretrained_model
 from llava.train.arguments import parse_arguments
-from llava.train.parts import PARTS, parameter_groups, part_of
-from llava.train.train import build_stage, main, run_stage
+from llava.train.checkpoints import check_sharding, last_complete_checkpoint
+from llava.train.parts import PARTS, hold_in_float32, parameter_groups, part_of, set_tunable_parts
+from llava.train.train import build_stage, load_model, main, run_stage
 from tests.llava import tiny
 
 
@@ -257,3 +260,77 @@ def test_bad_input_leaves_no_traceback_on_the_command_line(llm, siglip, data, tm
     assert run.returncode != 0
     assert "Traceback" not in run.stderr
     assert "none.json" in run.stderr.strip().splitlines()[-1]
+
+
+def checkpoint_of(folder, step, *, cut=False):
+    """A folder that looks like a whole checkpoint, or like one whose weights were cut short."""
+    made = folder / f"checkpoint-{step}"
+    made.mkdir(parents=True)
+    (made / "trainer_state.json").write_text("{}")
+    torch.save({}, made / "mm_projector.bin")
+    if cut:
+        (made / "mm_projector.bin").write_bytes((made / "mm_projector.bin").read_bytes()[:50])
+    return made
+
+
+def test_a_checkpoint_that_was_cut_gives_way_to_the_one_before(tmp_path):
+    whole = checkpoint_of(tmp_path, 2)
+    cut = checkpoint_of(tmp_path, 10, cut=True)
+    assert last_complete_checkpoint(str(tmp_path), remove=True) == str(whole)
+    assert cut.exists()
+    shutil.rmtree(whole)
+    with pytest.raises(ValueError, match=r"checkpoint-10/mm_projector\.bin was cut short"):
+        last_complete_checkpoint(str(tmp_path), remove=True)
+
+
+def test_what_another_program_left_is_no_checkpoint_to_remove(tmp_path):
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-8").touch()
+    assert last_complete_checkpoint(str(tmp_path), remove=True) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-best", "checkpoint-7", "checkpoint-8"}
+    (tmp_path / "run_card.json").touch()
+    assert last_complete_checkpoint(str(tmp_path), remove=True) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-best", "checkpoint-8", "run_card.json"}
+
+
+@pytest.mark.parametrize(("shards", "deepspeed", "ranks"), [(0, False, 4), (2, True, 2)])
+def test_shards_that_fit_are_gone_on_from(tmp_path, shards, deepspeed, ranks):
+    check_sharding(str(sharded(tmp_path, shards)), deepspeed=deepspeed, world_size=ranks)
+
+
+@pytest.mark.parametrize(
+    ("shards", "deepspeed", "ranks", "said"),
+    [
+        (2, True, 4, "of 2 process(es) with DeepSpeed, this start is 4 process(es) with DeepSpeed"),
+        (2, False, 2, "of 2 process(es) with DeepSpeed, this start is a run without DeepSpeed"),
+        (0, True, 2, "of a run without DeepSpeed, this start is 2 process(es) with DeepSpeed"),
+    ],
+)
+def test_shards_of_another_number_of_processes_are_refused(tmp_path, shards, deepspeed, ranks, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_sharding(str(sharded(tmp_path, shards)), deepspeed=deepspeed, world_size=ranks)
+
+
+def sharded(folder, count):
+    """A checkpoint with so many optimizer shards, named as DeepSpeed names them."""
+    (folder / "global_step2").mkdir()
+    for rank in range(count):
+        (folder / f"global_step2/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    return folder
+
+
+def test_what_trains_in_bfloat16_without_a_copy_is_held_in_float32(llm, siglip, data, tmp_path):
+    """The rest stays as it is, and a step under autocast moves what a bfloat16 weight would not feel."""
+    model = load_model(*parse_arguments(tiny.stage_arguments(llm, siglip, data, tmp_path))).bfloat16()
+    set_tunable_parts(model, ["mm_mlp_adapter"])
+    hold_in_float32(model)
+    assert {p.dtype for p in model.get_model().mm_projector.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.get_vision_tower().parameters()} == {torch.bfloat16}
+    weight = model.get_model().mm_projector[0].weight
+    before = weight.detach().clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        model.get_model().encode_images(torch.randn(16, 3 * 8 * 8), [[1, 4, 4]]).float().square().mean().backward()
+    torch.optim.AdamW([weight], lr=1e-6, weight_decay=0.0).step()
+    assert (weight != before).float().mean() > 0.9
+    assert (weight.bfloat16() != before.bfloat16()).float().mean() < 0.1

@@ -150,3 +150,18 @@ def test_processes_whose_data_differ_are_refused(llm, siglip, data, tmp_path, mo
     monkeypatch.setattr(trainer, "_sum_over_processes", lambda counts: [count + 1 for count in counts])
     with pytest.raises(ValueError, match="do not have the same data"):
         trainer.get_train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("save_only_model", "True"),
+        ("ignore_data_skip", "True"),
+        ("label_smoothing_factor", "0.1"),
+        ("auto_find_batch_size", "True"),
+        ("remove_unused_columns", "True"),
+    ],
+)
+def test_flags_that_would_break_a_promise_are_refused(llm, siglip, data, tmp_path, flag, value):
+    with pytest.raises(ValueError, match=rf"--{flag} {value}: .* Leave the flag out"):
+        parse_arguments(tiny.stage_arguments(llm, siglip, data, tmp_path, **{flag: value}))

@@ -20,8 +20,9 @@ LINE = {
     "chart": "0.5",
     "scene": "0.5",
     "minutes": "1",
-    "steps": "1",
+    "steps": "1+2",
 }
+STEPS = {"stage1": 1, "stage2_native": 2}
 
 
 def line(row, seed, **values):
@@ -43,7 +44,7 @@ def measured(monkeypatch):
 
 def test_what_the_file_holds_is_not_run_again(tmp_path, measured):
     results = tmp_path / "deep/results.csv"
-    units = [Unit(Row(name, "tower"), seed, {}) for seed in (0, 1) for name in ("a", "b, with a comma")]
+    units = [Unit(Row(name, "tower"), seed, STEPS) for seed in (0, 1) for name in ("a", "b, with a comma")]
     runner.append(results, line("a", 0, facts="0.75"))
     runner.run_units(units, results, tmp_path / "work")
     assert measured == units[1:]
@@ -58,6 +59,14 @@ def test_what_the_file_holds_is_not_run_again(tmp_path, measured):
     }
 
 
+def test_other_numbers_of_steps_are_another_unit(tmp_path, measured):
+    results = tmp_path / "results.csv"
+    runner.append(results, line("a", 0, steps="1+3"))
+    unit = Unit(Row("a", "tower"), 0, STEPS)
+    runner.run_units([unit], results, tmp_path / "work")
+    assert measured == [unit]
+
+
 def _hold(folder, held, release):
     with runner._claimed(folder):
         held.set()
@@ -65,7 +74,7 @@ def _hold(folder, held, release):
 
 
 def test_a_unit_that_another_process_runs_is_left_to_it(tmp_path, measured):
-    unit = Unit(Row("a", "tower"), 0, {})
+    unit = Unit(Row("a", "tower"), 0, STEPS)
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(tmp_path / unit.folder, held, release))
@@ -85,8 +94,9 @@ def test_a_unit_that_another_process_runs_is_left_to_it(tmp_path, measured):
 def test_table_gives_mean_and_spread_over_seeds(tmp_path, capsys):
     results = tmp_path / "results.csv"
     for seed, facts in enumerate(("0.5", "0.6", "0.7")):
-        runner.append(results, line("no loss", seed, facts=facts))
-    alignment.main(["--report", "--results", str(results)])
+        runner.append(results, line("no loss", seed, facts=facts, steps="1+1+1"))
+    runner.append(results, line("no loss", 0, facts="0.9", steps="9+9+9"))
+    alignment.main(["--report", "--results", str(results), "--steps", "1", "1", "1"])
     printed = capsys.readouterr().out.splitlines()
     assert printed[2].startswith("| no loss | 3 | 60.0 ± 10.0 | 25.0 ± 0.0 |")
     assert len(printed) == 3

@@ -38,8 +38,8 @@ ROWS = {
     ("tab6", "none"): (DINOV2, NEXT, WHOLE),
     ("tab6", "fixed"): (DINOV2, NEXT, [*ALIGNED[:2], *WHOLE[2:]]),
     ("tab6", "all"): (DINOV2, NEXT, ALIGNED),
-    ("tab8", "with"): (SIGLIP, ALL, ALIGNED),
-    ("tab8", "without"): (SIGLIP, ALL, WHOLE),
+    ("tab8", "with"): (SIGLIP, "stage2", ALIGNED[:3]),
+    ("tab8", "without"): (SIGLIP, "stage2", WHOLE[:3]),
     ("tab9", "qwen2"): (SIGLIP, ALL, WHOLE),
     ("tab9", "qwen2_5"): (SIGLIP, ALL, WHOLE),
 }

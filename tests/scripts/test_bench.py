@@ -111,3 +111,13 @@ def test_the_order_comparison_sees_what_is_trained_on_twice(monkeypatch):
     ours = lambda rank: list(BalancedBatchSampler(lengths, batch_size=2, num_ranks=4, rank=rank))  # noqa: E731
     seen = [sampler.figures(order, np.abs(lengths), num_ranks=4, turns=1)[0] for order in (theirs, ours)]
     assert seen == ["7, 0", "0, 0"]
+
+
+@pytest.mark.slow
+def test_the_data_bench_prints_its_table():
+    sizes = ["--records", "2000", "--samples", "24", "--workers", "1", "--rounds", "1"]
+    command = [sys.executable, BENCH / "data.py", *sizes]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for cell in ("2000 records", "the cache is made", "private memory of a worker", "batches on their way"):
+        assert cell in result.stdout

@@ -184,7 +184,7 @@ def test_an_output_path_below_a_file_is_one_clear_line(cluster, tmp_path):
 def test_unknown_presets_and_batches_that_do_not_divide_are_refused(cluster):
     unknown = run_script("stage1", PRESET="comp_9b")
     assert unknown.returncode == 1
-    assert "comp_7b_siglip embedded tab4" in unknown.stderr
+    assert "comp_7b_siglip embedded smol tab4" in unknown.stderr
     odd = run_script("stage1", DRY_RUN="1", PRESET="comp_1b_siglip", NUM_GPUS="3")
     assert odd.returncode == 1
     assert "256" in odd.stderr

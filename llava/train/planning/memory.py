@@ -23,21 +23,23 @@ def zero_settings(stage: Stage) -> dict[str, Any]:
 
 
 def states_memory(stage: Stage, model: nn.Module) -> dict[str, dict[str, int]]:
-    """`gpu` and `host` memory of what stays from step to step. Weights and gradients are as wide as the model's.
+    """`gpu` and `host` memory of what stays from step to step. A gradient is as wide as its weight.
 
     DeepSpeed keeps a float32 copy of what trains beside AdamW's two moments; plain AdamW has its moments in the
-    weights' own type.
+    weights' own type, which is float32.
     """
     zero = zero_settings(stage)
     width = next(model.parameters()).element_size()
     world = stage.world_size
     shards = {name: world if zero["stage"] >= least else 1 for name, least in SHARDED_FROM.items()}
     total = sum(_size(name, parameter, stage.training.bits) for name, parameter in model.named_parameters())
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    states = 12 * trainable if stage.deepspeed else 2 * width * trainable
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = sum(parameter.numel() for parameter in trained)
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    states = 12 * trainable if stage.deepspeed else 2 * gradients
     gpu = {
         "weights": total // shards["weights"],
-        "gradients": width * trainable // shards["gradients"],
+        "gradients": gradients // shards["gradients"],
         "optimizer": states // shards["optimizer"],
     }
     host = {}
@@ -56,7 +58,7 @@ SHARDED_FROM = {"optimizer": 1, "gradients": 2, "weights": 3}
 def _buffers(stage: Stage, zero: dict[str, Any], model: nn.Module, width: int, trainable: int) -> dict[str, int]:
     """What exchanging gradients and weights between processes takes, at most."""
     if not stage.deepspeed:
-        return {"exchange": width * trainable if stage.world_size > 1 else 0}
+        return {"exchange": 4 * trainable if stage.world_size > 1 else 0}
     bucket = zero.get("reduce_bucket_size", BUCKET)
     if bucket == "auto":  # transformers' own choice
         bucket = model.config.hidden_size**2

@@ -17,7 +17,7 @@ from llava.model.loading import llava_class, load_config
 from llava.model.multimodal_encoder.builder import tower_factory, with_weights
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.lora import add_lora
-from llava.train.parts import parse_parts, set_tunable_parts
+from llava.train.parts import hold_in_float32, parse_parts, set_tunable_parts
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ def meta_model(stage: Stage, config: Any, dtype: torch.dtype) -> Any:
             add_lora(model, lora_parts, stage.training, stage.model.model_name_or_path)
     model.tie_weights()
     set_tunable_parts(model, parts, lora_parts, stage.training.lora_bias)
+    if not stage.deepspeed:
+        hold_in_float32(model)
     if stage.model.use_alignment_loss:
         # A prior is a number a word, and its file may still have to be counted.
         options = replace(stage.model, word_prior="uniform").auxiliary_options(config)
