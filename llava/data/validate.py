@@ -1,7 +1,8 @@
 """Look at every record of a mixture before the GPUs do: `python -m llava.data.validate mix.yaml --image_folder DIR`.
 
 What it calls bad is what training would skip, since it asks training's own data set for every sample; only patches are
-not made. With --tokenizer, samples whose first answer ends beyond --model_max_length are found too.
+not made. With --tokenizer, samples whose first answer may end beyond --model_max_length are found too: every image is
+counted with the most visual tokens that one may have.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -187,7 +186,8 @@ class LLaVATrainer(Trainer):
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Ends the run before a loss or gradient that is no number reaches the weights."""
+        """Ends the run before a loss or gradient that is no number reaches the weights; under DeepSpeed, whose step is
+        over by now, before it reaches a checkpoint."""
         if grad_norm is None:  # nothing was clipped
             self._note_parts(model)
         grad_norm = super()._get_grad_norm(model, grad_norm)
@@ -271,11 +271,11 @@ class LLaVATrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        adapter = Path(resume_from_checkpoint) / ADAPTER_FILE
         if has_lora(self.model):
             load_lora(self.model, resume_from_checkpoint)
         elif not self.adapter_only:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        elif os.path.isfile(adapter):
-            load_adapter_file((model or self.model).get_model().mm_projector, adapter)
+        else:
+            file = Path(resume_from_checkpoint) / ADAPTER_FILE
+            load_adapter_file((model or self.model).get_model().mm_projector, file)
         load_auxiliary_losses(self.model.auxiliary_losses, resume_from_checkpoint)

@@ -40,7 +40,7 @@ count_gpus() {
   if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
     case $CUDA_VISIBLE_DEVICES in
       "" | -1) printf 0 ;;
-      *) printf '%s' "$CUDA_VISIBLE_DEVICES" | awk -F, '{printf "%d", NF}' ;;
+      *) printf '%s' "$CUDA_VISIBLE_DEVICES" | awk -F, '{ for (i = 1; i <= NF; i++) n += ($i != "") } END { printf "%d", n }' ;;
     esac
   elif has_nvidia_gpu; then
     nvidia-smi -L | grep -c '^GPU'

@@ -6,6 +6,7 @@ from tests.scripts.launching import RECIPES, dry_run, flag, run_script
 
 SIGLIP = "comp-siglip:google/siglip-so400m-patch14-384"
 DINOV2 = "comp-dinov2:facebook/dinov2-large"
+COMP_SIGLIP = "comp-siglip:SliMM-X/CoMP-SigLIP-So400M"
 QWEN2, QWEN2_5 = "Qwen/Qwen2-0.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"
 
 # A stage in short: its image size, then `r` where RoPE-2D turns, `a` with the alignment loss, `f` with a frozen LLM.
@@ -134,6 +135,6 @@ def test_the_7b_model_over_a_comp_tower():
     commands = launches("comp_7b_comp_siglip", "")
     stages = ["stage1 none rf", "stage2_native none r", "stage3_sft none r"]
     assert [in_short(command) for command in commands] == stages
-    assert flag(commands[0], "--vision_tower") == flag(commands[1], "--vision_tower") == "comp-siglip"
+    assert flag(commands[0], "--vision_tower") == flag(commands[1], "--vision_tower") == COMP_SIGLIP
     assert flag(commands[1], "--pretrain_mm_mlp_adapter").endswith("stage1/mm_projector.bin")
     assert flag(commands[2], "--mm_vision_tower_lr") == "5e-6"

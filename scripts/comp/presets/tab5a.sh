@@ -7,7 +7,7 @@ case $ROW in
   *_384 | *_768)
     STAGES=(stage3_sft) STAGE3_SIZE=${ROW##*_} STAGE3_ADAPTER_LR=1e-3
     STAGE3_DATA=${DATA_ROOT:-data}/llava_next.yaml
-    LLM=${LLM:-Qwen/Qwen2-0.5B-Instruct} TEMPLATE=qwen_2
+    LLM=${LLM:-Qwen/Qwen2-0.5B-Instruct} TEMPLATE=${TEMPLATE:-qwen_2}
     ;;
 esac
 case $ROW in
