@@ -15,6 +15,8 @@ detect_hardware() {
   detect_nodes
   WORLD=$((NUM_GPUS * NNODES))
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
+  # After a SIGTERM torchrun waits so many seconds for a step and a checkpoint; its own 30 would cut the save.
+  export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
   LAUNCHER=(
     torchrun
     --nproc_per_node="$NUM_GPUS"

@@ -1,12 +1,25 @@
 """Two ranks are one rank: the same losses, weights and samples, however a batch is split."""
 
 import json
+import subprocess
 
 import pytest
 import torch
 
+from llava.train.checkpoints import last_complete_checkpoint
 from tests.llava import tiny
-from tests.llava.ranks import launch, logged, save_mixed_data, train_alone, weights
+from tests.llava.ranks import (
+    REPOSITORY,
+    TIMEOUT,
+    command,
+    environment,
+    launch,
+    logged,
+    save_mixed_data,
+    train_alone,
+    wait_for_checkpoint,
+    weights,
+)
 
 
 def test_two_ranks_train_as_one(llm, siglip, tmp_path):
@@ -54,3 +67,25 @@ def test_two_ranks_see_every_sample_once_an_epoch_though_stopped_in_the_second(l
         ids = [name for rank in seen for step in rank[start : start + steps] for name in step if name != "none"]
         assert sorted(ids) == sorted(record["id"] for record in records)
     assert seen[0][:steps] != seen[0][steps:]
+
+
+@pytest.mark.slow
+def test_a_launcher_that_gets_sigterm_lets_its_ranks_save(llm, siglip, data, tmp_path):
+    """As a cluster takes machines back: the signal goes to torchrun, which passes it on and waits."""
+    flags = tiny.FULL_STAGE | {"max_steps": 300, "per_device_train_batch_size": 1}
+    flags |= {"save_strategy": "steps", "save_steps": 100}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    launch(tiny.stage_arguments(llm, siglip, data, whole, **flags))
+    arguments = tiny.stage_arguments(llm, siglip, data, stopped, **flags)
+    quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command(arguments, ranks=2), **quietly, env=environment(), cwd=REPOSITORY) as run:
+        wait_for_checkpoint(stopped, run)
+        run.terminate()
+        assert run.wait(TIMEOUT) != 0
+    saved = last_complete_checkpoint(str(stopped), remove=False)
+    assert not saved.endswith("checkpoint-100"), "it went on to the next regular checkpoint, or saved nothing"
+    assert not (stopped / "trainer_state.json").exists(), "it ended before it was stopped"
+    launch(arguments)
+    assert logged(stopped, "loss") == logged(whole, "loss")
+    expected = weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(stopped).items())
