@@ -12,15 +12,15 @@ STAGE3_DATA=${STAGE3_DATA:-$DATA_ROOT/stage3.yaml}
 
 # Which stages there are. A stage starts from the one before it in this list, the first from LLM and tower.
 ((${#STAGES[@]})) || STAGES=(stage1 stage2_fixed stage2_native stage3_sft)
-ROPE_FROM=${ROPE_FROM:-stage2}                        # stage1 | stage2 | never: since when RoPE-2D turns
-POSITION_EMBEDDING=${POSITION_EMBEDDING:-learned}     # learned | sincos | none
-STAGE1_SIZE=${STAGE1_SIZE:-pretrained}                  # of Stage I: px, `pretrained` or `none` (native)
-STAGE2_SIZE=${STAGE2_SIZE:-1024}                        # of Stage II's first half
-STAGE3_SIZE=${STAGE3_SIZE:-none}                      # of Stage III
+ROPE_FROM=${ROPE_FROM:-stage2}                       # stage1 | stage2 | never: since when RoPE-2D turns
+POSITION_EMBEDDING=${POSITION_EMBEDDING:-learned}    # learned | sincos | none
+STAGE1_SIZE=${STAGE1_SIZE:-pretrained}               # of Stage I: px, `pretrained` or `none` (native)
+STAGE2_SIZE=${STAGE2_SIZE:-1024}                     # of Stage II's first half
+STAGE3_SIZE=${STAGE3_SIZE:-none}                     # of Stage III
 STAGE2_PARTS=${STAGE2_PARTS:-mm_vision_tower,mm_mlp_adapter,mm_language_model}
-STAGE3_LR=${STAGE3_LR:-1e-5}                          # of the LLM in Stage III
+STAGE3_LR=${STAGE3_LR:-1e-5}                         # of the LLM in Stage III
 STAGE3_ADAPTER_LR=${STAGE3_ADAPTER_LR:-1e-5}
-STAGE3_TOWER_LR=${STAGE3_TOWER_LR:-2e-5}              # 5e-6 where VISION_TOWER has been through CoMP already
+STAGE3_TOWER_LR=${STAGE3_TOWER_LR:-2e-5}             # 5e-6 where VISION_TOWER has been through CoMP already
 ALIGNMENT_STAGES=${ALIGNMENT_STAGES-stage1 stage2_fixed stage2_native} # empty: nowhere
 ((${#ALIGNMENT[@]})) || ALIGNMENT=(--alignment_weight 0.05 --word_prior "$WORD_PRIOR")
 
