@@ -14,22 +14,23 @@ from torch import Tensor
 ROWS_AT_A_TIME = 2048
 # A shorter row has no direction: its cosines are 0, where a division would give a gradient of 1 / length.
 SHORTEST = 1e-12
+# Where PyTorch keeps whether products may run in TF32, and what means no. Before 2.9 the setting has an older name; in
+# later ones, to use both is an error.
+TF32_SETTING, NO_TF32 = (
+    ("fp32_precision", "ieee") if hasattr(torch.backends.cuda.matmul, "fp32_precision") else ("allow_tf32", False)
+)
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Matrix products inside are in float32 also where a training allows TF32 (--tf32), whose 10 bits do not suffice.
-
-    PyTorch before 2.9 has an older name for the setting; in later ones, to use both is an error.
-    """
+    """Matrix products inside are in float32 where a training allows TF32 (--tf32), too: its 10 bits do not suffice."""
     matmul = torch.backends.cuda.matmul
-    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(matmul, name)
-    setattr(matmul, name, exact)
+    before = getattr(matmul, TF32_SETTING)
+    setattr(matmul, TF32_SETTING, NO_TF32)
     try:
         yield
     finally:
-        setattr(matmul, name, before)
+        setattr(matmul, TF32_SETTING, before)
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class LLaVADataset(Dataset):
         num_bytes, num_tokens = np.array(found, dtype=float).reshape(-1, 2).T
         design = np.stack([num_bytes, np.ones_like(num_bytes)], axis=1)
         fit = np.linalg.lstsq(design, num_tokens)[0]
-        return tuple(fit.round(4).tolist())  # the same on every process, whichever processor computes it
+        return tuple(fit.round(4).tolist())  # beyond what processors differ in; the trainer compares what comes of it
 
     def _facts(self) -> np.ndarray:
         """`text_bytes`, `images` and `videos` of every record: noted in the cache, or counted now."""

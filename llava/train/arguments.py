@@ -45,6 +45,12 @@ UNREAD_BY = {
 
 # transformers' flags that would break what a run here promises: the only value each may have, and why.
 FIXED_FLAGS = {
+    "resume_from_checkpoint": (None, "a run continues by itself from the last checkpoint in its --output_dir."),
+    "train_sampling_strategy": (
+        "random",
+        "the order is always random, every sample once an epoch; --group_by_modality_length and --pack_to_max_length "
+        "are there instead.",
+    ),
     "save_only_model": (False, "a checkpoint without its optimizer cannot be gone on from."),
     "ignore_data_skip": (False, "a run that goes on would see some samples twice and others never."),
     "label_smoothing_factor": (0.0, "the decoding loss has none."),
@@ -210,19 +216,9 @@ class TrainingArguments(LoraArguments, transformers.TrainingArguments):
     attn_implementation: str = field(default="auto", metadata={"help": "Of LLM: auto | sdpa | flash_attention_2."})
 
     def __post_init__(self):
-        if self.resume_from_checkpoint is not None:
-            raise ValueError(
-                f"--resume_from_checkpoint {self.resume_from_checkpoint}: a run continues by itself from the last "
-                "checkpoint in its --output_dir. Leave the flag out."
-            )
         for name, (kept, reason) in FIXED_FLAGS.items():
             if getattr(self, name) != kept:
                 raise ValueError(f"--{name} {getattr(self, name)}: {reason} Leave the flag out.")
-        if self.train_sampling_strategy != "random":
-            raise ValueError(
-                f"--train_sampling_strategy {self.train_sampling_strategy}: the order is always random, every sample "
-                "once an epoch. Leave the flag out; see --group_by_modality_length and --pack_to_max_length."
-            )
         # transformers renamed the flag; LLaVA's scripts and ours keep LLaVA's name.
         self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
         if self.warmup_ratio and not self.warmup_steps:

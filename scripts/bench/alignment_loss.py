@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import Run, best_seconds, machine, peak_megabytes
+from timing import Run, best_seconds, machine, parse, peak_megabytes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -137,10 +137,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=151936, help="default: Qwen2.5's")
     parser.add_argument("--width", type=int, default=896, help="default: Qwen2.5-0.5B's")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parse(parser)
     console = Console(width=120)
     console.print(machine())
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,5 +1,6 @@
 """Times and peak memory of several ways to do one thing, comparable because they are taken in turns in one run."""
 
+import argparse
 import multiprocessing
 import platform
 import time
@@ -15,6 +16,15 @@ Run = Callable[[], None]
 def machine() -> str:
     """What ran: torch's version, the GPU or the CPU by name, and the threads."""
     return f"torch {torch.__version__}, {_processor()}, {torch.get_num_threads()} threads"
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags, and `--threads`, which every comparison has and which is set here."""
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
 
 
 def _processor() -> str:

@@ -11,7 +11,7 @@ import torch
 from encoders import ENCODERS, Setting, ViT
 from rich.console import Console
 from rich.table import Table
-from timing import Run, best_seconds, machine, peak_megabytes
+from timing import Run, best_seconds, machine, parse, peak_megabytes
 
 GRIDS = (
     *((16, 16), (16, 24), (20, 28), (24, 24), (24, 32), (28, 40), (32, 32), (34, 44)),
@@ -74,10 +74,7 @@ def main() -> None:
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--images", type=int, default=len(GRIDS), help="only the first so many images of the batch")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parse(parser)
     console = Console(width=140)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     console.print(machine())

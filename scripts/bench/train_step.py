@@ -12,7 +12,7 @@ import torch
 from llava_steps import LLM, MERGE, Grids, Model, floor, packed, padded, padded_text, updated
 from rich.console import Console
 from rich.table import Table
-from timing import Run, best_seconds, machine, peak_megabytes
+from timing import Run, best_seconds, machine, parse, peak_megabytes
 from torch import Tensor
 from torch.nn import functional as F
 from tower import GRIDS
@@ -137,10 +137,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="of the part loss")
     parser.add_argument("--words", type=int, default=LLM.words, help="default: Qwen2.5's")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parse(parser)
     console = Console(width=140)
     console.print(machine())
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,17 +1,13 @@
 """The speed comparison of the alignment loss runs, and what it compares is the same loss."""
 
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 from torch.testing import assert_close
 
 from comp_patches.alignment_loss import alignment_loss
 from tests.comp_patches.test_alignment_loss import random_features
-
-BENCH = Path(__file__).parents[2] / "scripts/bench"
+from tests.scripts.launching import BENCH, printed_by_bench
 
 
 @pytest.fixture
@@ -36,8 +32,6 @@ def test_the_literal_transcription_is_the_same_loss(bench, mode, targets):
 @pytest.mark.slow
 def test_it_prints_ratios_and_memory_beside_their_bars():
     sizes = ["--samples", "4", "--words", "3000", "--width", "32", "--rounds", "1"]
-    command = [sys.executable, BENCH / "alignment_loss.py", *sizes]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert result.returncode == 0, result.stderr[-2000:]
+    printed = printed_by_bench("alignment_loss.py", *sizes)
     for words in ("floor", "ours, prior_softmax", "ours, sinkhorn", "literal, as released", "1.5", "3.0"):
-        assert words in result.stdout
+        assert words in printed

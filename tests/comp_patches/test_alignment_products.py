@@ -3,38 +3,15 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from comp_patches import cosine_scores
 from comp_patches.alignment_loss import alignment_loss
 from comp_patches.contrastive_loss import contrastive_loss
 from tests.comp_patches.test_alignment_loss import random_features
+from tests.operations import Operations
 
-PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
-
-
-class Operations(TorchDispatchMode):
-    """Notes the setting under which each matrix product runs, and the largest tensor made that is no view of others.
-
-    Args:
-        others: tensors whose memory does not count.
-    """
-
-    def __init__(self, *others):
-        super().__init__()
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in others}
-        self.precisions, self.largest = [], 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **kwargs or {})
-        if function.overloadpacket in PRODUCTS:
-            self.precisions.append(torch.backends.cuda.matmul.fp32_precision)
-        made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)]
-        new = [tensor.numel() for tensor in made if tensor.untyped_storage().data_ptr() not in self.known]
-        self.largest = max([self.largest, *new])
-        return result
-
+# By the setting's name in this PyTorch: what allows TF32, what does not.
+ALLOWED, REFUSED = {"fp32_precision": ("tf32", "ieee"), "allow_tf32": (True, False)}[cosine_scores.TF32_SETTING]
 
 LOSSES = {
     "prior_softmax": alignment_loss,
@@ -52,21 +29,20 @@ def test_the_word_embeddings_are_never_copied(mode, words_dtype, monkeypatch):
     words = words.to(words_dtype)
     with Operations(words) as seen:
         alignment_loss(visual.requires_grad_(), text, words, prior, mode=mode).backward()
-    assert seen.precisions
+    assert seen.products
     assert 0 < seen.largest <= 2 * len(visual) * len(words) < words.numel(), "both score matrices, at the most"
 
 
 @pytest.fixture
 def tf32():
     """As transformers' --tf32 True sets it."""
-    places = (torch.backends, torch.backends.cuda.matmul)
-    if not all(hasattr(place, "fp32_precision") for place in places):
-        pytest.skip("a PyTorch whose TF32 setting has another name")
-    before = [place.fp32_precision for place in places]
-    torch.backends.fp32_precision = "tf32"
+    name = cosine_scores.TF32_SETTING
+    places = [place for place in (torch.backends, torch.backends.cuda.matmul) if hasattr(place, name)]
+    before = [getattr(place, name) for place in places]
+    setattr(places[0], name, ALLOWED)
     yield
-    for place, precision in zip(places, before, strict=True):
-        place.fp32_precision = precision
+    for place, setting in zip(places, before, strict=True):
+        setattr(place, name, setting)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -75,9 +51,9 @@ def test_no_product_runs_in_tf32(tf32, name):
     words.requires_grad_(name == "learnable")
     with Operations() as seen:
         LOSSES[name](visual.requires_grad_(), text, words, prior).backward()
-    assert len(seen.precisions) >= 2
-    assert set(seen.precisions) == {"ieee"}
-    assert torch.backends.cuda.matmul.fp32_precision == "tf32", "as it was"
+    assert len(seen.products) >= 2
+    assert set(seen.products) == {REFUSED}
+    assert getattr(torch.backends.cuda.matmul, cosine_scores.TF32_SETTING) == ALLOWED, "as it was"
 
 
 @pytest.mark.gpu

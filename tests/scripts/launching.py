@@ -14,6 +14,7 @@ from comp_patches.commands.word_prior import hash_of_vocabulary, load_tokenizer
 from comp_patches.word_prior import save_counts
 
 ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "scripts/bench"
 STAGES = ("stage1", "stage2_fixed", "stage2_native", "stage3_sft")
 TRAINER = "llava.train.train_mem"
 PRIOR_OF = {"comp_1b_siglip": ("Qwen/Qwen2.5-0.5B-Instruct", "yaml"), "embedded": ("playground/models/llm", "json")}
@@ -43,6 +44,14 @@ def clean_environment(**values: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("HOME", "TMPDIR", "LANG") if name in os.environ}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return kept | {"PATH": path, "VIRTUAL_ENV": sys.prefix, "CUDA_VISIBLE_DEVICES": ""} | values
+
+
+def printed_by_bench(name: str, *flags: str) -> str:
+    """Standard output of a comparison of speed, which must succeed."""
+    command = [sys.executable, str(BENCH / name), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def run_script(name: str, *flags: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:

@@ -1,17 +1,12 @@
 """The speed comparison runs, and what it compares is equal work."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava.data.sampler import BalancedBatchSampler
-from tests.scripts.launching import ROOT
-
-BENCH = ROOT / "scripts/bench"
+from tests.scripts.launching import BENCH, printed_by_bench
 
 
 @pytest.fixture
@@ -33,12 +28,10 @@ def test_anyres_takes_the_tiling_of_llava_next(encoders, height, width, crops):
 @pytest.mark.slow
 def test_every_encoder_runs_forward_and_backward():
     sizes = ["--vit", "width384", "--layers", "1", "--images", "2", "--rounds", "1"]
-    command = [sys.executable, BENCH / "tower.py", *sizes, "--parts", "forward", "backward"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
+    printed = printed_by_bench("tower.py", *sizes, "--parts", "forward", "backward")
     for encoder in ("floor", "ours, one by one", "SigLIP 2 NaFlex", "Qwen2.5-VL", "AnyRes"):
-        assert encoder in result.stdout
-    assert result.stdout.count("Qwen2-VL ViT") == 2
+        assert encoder in printed
+    assert printed.count("Qwen2-VL ViT") == 2
 
 
 @pytest.fixture
@@ -95,11 +88,9 @@ def test_every_training_step_runs(steps):
 @pytest.mark.slow
 def test_the_comparison_of_training_steps_prints_its_tables():
     sizes = ["--layers", "1", "--images", "4", "--tokens", "100", "--words", "500", "--rounds", "1"]
-    command = [sys.executable, BENCH / "train_step.py", *sizes]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
+    printed = printed_by_bench("train_step.py", *sizes)
     for cell in ("with AdamW's update", "full logits", "% of full", "text and images padded", "16x16 20x28"):
-        assert cell in result.stdout
+        assert cell in printed
 
 
 def test_the_order_comparison_sees_what_is_trained_on_twice(monkeypatch):
@@ -116,8 +107,6 @@ def test_the_order_comparison_sees_what_is_trained_on_twice(monkeypatch):
 @pytest.mark.slow
 def test_the_data_bench_prints_its_table():
     sizes = ["--records", "2000", "--samples", "24", "--workers", "1", "--rounds", "1"]
-    command = [sys.executable, BENCH / "data.py", *sizes]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
+    printed = printed_by_bench("data.py", *sizes)
     for cell in ("2000 records", "the cache is made", "private memory of a worker", "batches on their way"):
-        assert cell in result.stdout
+        assert cell in printed
