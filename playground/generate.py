@@ -51,12 +51,12 @@ def choose_size(rng: random.Random, split: Split) -> tuple[int, int]:
     return rng.choice([size for size in split.sizes if size not in small])
 
 
-def make_picture(split: Split, seed: int, number: int) -> Picture:
-    """Picture `number` of a split; the kinds take turns."""
+def make_picture(split: Split, seed: int, number: int, size: tuple[int, int] | None = None) -> Picture:
+    """Picture `number` of a split, of `size` or of one of the split's own; the kinds take turns."""
     rng = random.Random(f"{seed}/{split.name}/{number}")
     kind = tuple(COMPOSERS)[number % len(COMPOSERS)]
     simple, most = _difficulty(rng, split)
-    size = rng.choice(sizes.SIMPLE_TRAIN_SIZES) if simple else choose_size(rng, split)
+    size = size or (rng.choice(sizes.SIMPLE_TRAIN_SIZES) if simple else choose_size(rng, split))
     easy = {} if kind == "scene" else {"easy": True}
     content = COMPOSERS[kind](rng, split, size, min(most, _MOST_FACTS[kind]), **easy)
     return Picture(kind, content, content.draw(rng, split), rng, simple)

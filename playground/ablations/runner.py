@@ -1,8 +1,9 @@
-"""Runs the units of an experiment (a row of its table, with one seed) and keeps what they score in a CSV file.
+"""Runs the units of an experiment (a row with one seed) and keeps what they score in a CSV file.
 
 A unit trains stages I, II fixed and II native of the embedded preset by the scripts that everyone uses, with the row's
-flags added, and captions the held-out pictures. Units found in the file are skipped, and an interrupted unit goes on
-from its last checkpoint: stop and start as you like. Several processes may share one file and one folder of work.
+flags added, and captions held-out pictures: the data set's own, then some of half to four times the pre-training area.
+Units found in the file are skipped, and an interrupted unit goes on from its last checkpoint: stop and start as you
+like. Several processes may share one file and one folder of work.
 """
 
 import csv
@@ -14,14 +15,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
 
+from playground.ablations import held_out_sizes
+
 ROOT = Path(__file__).parents[2]
 STEPS = {"stage1": 300, "stage2_fixed": 60, "stage2_native": 240}
-COLUMNS = ("row", "seed", "facts", "large", "document", "chart", "scene", "minutes", "steps", "commit")
+KINDS = ("document", "chart", "scene")
+SCORES = ("facts", "large", *KINDS, *held_out_sizes.SIZES)
+COLUMNS = ("row", "seed", *SCORES, "minutes", "steps", "commit")
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class Row:
         name: as the table and the CSV file call it.
         tower: `NAME:WEIGHTS` of --vision_tower.
         flags: added to those of every stage.
+        in_stage: a stage -> flags that are added there alone.
     """
 
     name: str
     tower: str
     flags: tuple[str, ...] = ()
+    in_stage: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Unit:
 
     @property
     def folder(self) -> str:
-        return f"{self.row.name.replace(' ', '_')}-seed{self.seed}"
+        return f"{self.row.name.replace(', ', '_').replace(' ', '_')}-seed{self.seed}-{joined(self.steps)}"
 
 
 def run_units(units: list[Unit], results: Path, work: Path) -> None:
@@ -77,22 +84,27 @@ def measure(unit: Unit, work: Path) -> dict[str, str]:
     data, run = work / "data", work / unit.folder / "embedded"
     with FileLock(work / "data.lock"):
         _call([sys.executable, "-m", "playground.make_data", "--output", str(data)])
+        pictures_by_area = held_out_sizes.draw(data)
     environment = {"PRESET": "embedded", "OUTPUT_ROOT": str(run.parent), "DATA_ROOT": str(data)}
     environment |= {"VISION_TOWER": unit.row.tower, "NUM_GPUS": "0"}
     for stage, steps in unit.steps.items():
-        flags = ["--max_steps", str(steps), "--seed", str(unit.seed), "--disable_tqdm", "True", *unit.row.flags]
+        flags = ["--max_steps", str(steps), "--seed", str(unit.seed), "--disable_tqdm", "True"]
+        flags += [*unit.row.flags, *unit.row.in_stage.get(stage, ())]
         _call(["bash", f"scripts/comp/{stage}.sh", *flags], environment)
-    scores = _caption(run / list(unit.steps)[-1], data)
-    values = {
-        "row": unit.row.name,
-        "seed": unit.seed,
-        "facts": scores["accuracy"],
-        "large": scores["large"]["accuracy"],
-    }
-    values |= {kind: scores["kinds"][kind]["accuracy"] for kind in ("document", "chart", "scene")}
-    values |= {"minutes": (time.monotonic() - start) / 60, "steps": joined(unit.steps)}
-    line = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
-    return line | {"commit": _call(["git", "rev-parse", "--short", "HEAD"]).strip()}
+    checkpoint = run / list(unit.steps)[-1]
+    whole = _caption(checkpoint, data, data / "heldout_captions.json", captions_of(unit, work))
+    by_area = _caption(checkpoint, data, pictures_by_area, run / "sizes.jsonl")
+    values = {"facts": whole["accuracy"], "large": whole["large"]["accuracy"]}
+    values |= {kind: whole["kinds"][kind]["accuracy"] for kind in KINDS}
+    values |= {area: by_area["kinds"][area]["accuracy"] for area in held_out_sizes.SIZES}
+    values |= {"minutes": (time.monotonic() - start) / 60}
+    line = {"row": unit.row.name, "seed": str(unit.seed)} | {name: f"{value:.4g}" for name, value in values.items()}
+    return line | {"steps": joined(unit.steps), "commit": _call(["git", "rev-parse", "--short", "HEAD"]).strip()}
+
+
+def captions_of(unit: Unit, work: Path) -> Path:
+    """The unit's captions of the data set's held-out pictures, a row each."""
+    return work / unit.folder / "embedded/captions.jsonl"
 
 
 def read(results: Path) -> list[dict[str, str]]:
@@ -114,12 +126,11 @@ def append(results: Path, line: dict[str, str]) -> None:
         writer.writerow(line)
 
 
-def _caption(checkpoint: Path, data: Path) -> dict:
-    """The summary of the held-out captions."""
-    output = checkpoint.parent / "captions.jsonl"
-    paths = {"model-path": checkpoint, "captions": data / "heldout_captions.json", "image-folder": data}
+def _caption(checkpoint: Path, data: Path, pictures: Path, output: Path) -> dict:
+    """Caption the pictures of a list; returns the summary of the scores."""
+    paths = {"model-path": checkpoint, "captions": pictures, "image-folder": data, "output": output}
     flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-    _call([sys.executable, "-m", "llava.eval.held_out", *flags, "--output", str(output)])
+    _call([sys.executable, "-m", "llava.eval.held_out", *flags])
     return json.loads(output.with_suffix(".summary.json").read_text())
 
 
