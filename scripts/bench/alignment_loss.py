@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import Run, best_seconds, machine, parse, peak_megabytes
+from timing import Run, best_seconds, machine, parse, peak_megabytes, show
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -142,7 +142,7 @@ def main() -> None:
     console.print(machine())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for samples in args.samples:
-        console.print(compare(Size(samples, args.words, args.width, device), args.rounds))
+        show(compare(Size(samples, args.words, args.width, device), args.rounds), console)
 
 
 if __name__ == "__main__":

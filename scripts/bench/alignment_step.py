@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
-from timing import Run, best_seconds, machine
+from rich.table import Table
+from timing import Run, best_seconds, machine, show
 
 from llava.train.arguments import parse_arguments
 from llava.train.train import build_stage
@@ -74,7 +75,9 @@ def main() -> None:
     console = Console()
     console.print(machine())
     off, on = (1000 * seconds[name] / args.steps for name in ("off", "on"))
-    console.print(f"a step without the loss {off:.0f} ms, with it {on:.0f} ms: {100 * (on / off - 1):+.1f} %")
+    table = Table("a step without the loss, ms", "with it, ms", "more")
+    table.add_row(f"{off:.0f}", f"{on:.0f}", f"{100 * (on / off - 1):+.1f} %")
+    show(table, console)
 
 
 if __name__ == "__main__":

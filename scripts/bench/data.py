@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import best_seconds, machine
+from timing import best_seconds, machine, show
 from torch.utils.data import DataLoader, RandomSampler
 
 from comp_patches.image_processor import NativeImageProcessor
@@ -229,7 +229,7 @@ def measure(folder: Path, options: argparse.Namespace, console: Console) -> None
     table.add_row("images/s of one core, whole samples", f"{speed['ours']:.1f}", "")
     table.add_row("images/s of one core, bare Pillow", f"{speed['bare']:.1f}", "")
     table.add_row("ratio", f"{speed['ours'] / speed['bare']:.2f}", "0.85")
-    console.print(table)
+    show(table, console)
 
 
 if __name__ == "__main__":

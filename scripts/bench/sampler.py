@@ -11,6 +11,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from rich.console import Console
 from rich.table import Table
+from timing import show
 from torch.utils.data import BatchSampler, RandomSampler
 
 from llava.data.sampler import BalancedBatchSampler
@@ -103,7 +104,7 @@ def main() -> None:
     table = Table("order", *columns)
     for name, order in orders.items():
         table.add_row(name, *figures(order, np.abs(lengths), options.ranks, options.turns))
-    Console(width=160).print(table)
+    show(table, Console(width=160))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,19 @@
 
 import argparse
 import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 Run = Callable[[], None]
+TABLES_FILE = "BENCH_TABLES"  # environment variable: a file to which tables are added as Markdown
 
 
 def machine() -> str:
@@ -25,6 +29,22 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if args.threads:
         torch.set_num_threads(args.threads)
     return args
+
+
+def show(table: Table, console: Console) -> None:
+    """Print a table, and add it to the file that TABLES_FILE names, if it does."""
+    console.print(table)
+    if file := os.environ.get(TABLES_FILE):
+        with open(file, "a") as markdown:
+            markdown.write(as_markdown(table))
+
+
+def as_markdown(table: Table) -> str:
+    """The same cells; the title above them."""
+    columns = [[str(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    head, *body = (" | ".join(cells) for cells in zip(*columns, strict=True))
+    title = f"{table.title}\n\n" if table.title else ""
+    return title + "\n".join((f"| {head} |", "|---" * len(columns) + "|", *(f"| {line} |" for line in body))) + "\n\n"
 
 
 def _processor() -> str:

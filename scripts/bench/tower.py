@@ -11,7 +11,7 @@ import torch
 from encoders import ENCODERS, Setting, ViT
 from rich.console import Console
 from rich.table import Table
-from timing import Run, best_seconds, machine, parse, peak_megabytes
+from timing import Run, best_seconds, machine, parse, peak_megabytes, show
 
 GRIDS = (
     *((16, 16), (16, 24), (20, 28), (24, 24), (24, 32), (28, 40), (32, 32), (34, 44)),
@@ -33,7 +33,7 @@ def compare(setting: Setting, names: list[str], rounds: int, console: Console) -
         ratios = [f"{value / seconds[base]:.2f}" if base in seconds else "-" for base in ("floor", "ours")]
         peak = f"{peak_megabytes(ENCODERS[name], setting):.0f}"
         table.add_row(name, f"{value:.2f}", f"{len(setting.grids) / value:.2f}", *ratios, peak)
-    console.print(table)
+    show(table, console)
 
 
 def growth(setting: Setting, rounds: int, console: Console) -> None:
@@ -45,7 +45,7 @@ def growth(setting: Setting, rounds: int, console: Console) -> None:
         runs = {str(count): _repeated(replace(setting, grids=(grid,) * count)) for count in GROWTH_COUNTS}
         each = [1000 / max(GROWTH_COUNTS) * seconds for seconds in best_seconds(runs, rounds, label).values()]
         table.add_row(label, *(f"{value:.1f}" for value in each), f"{max(each) / min(each):.2f}")
-    console.print(table)
+    show(table, console)
 
 
 def _repeated(setting: Setting) -> Run:

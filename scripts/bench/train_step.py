@@ -12,7 +12,7 @@ import torch
 from llava_steps import LLM, MERGE, Grids, Model, floor, packed, padded, padded_text, updated
 from rich.console import Console
 from rich.table import Table
-from timing import Run, best_seconds, machine, parse, peak_megabytes
+from timing import Run, best_seconds, machine, parse, peak_megabytes, show
 from torch import Tensor
 from torch.nn import functional as F
 from tower import GRIDS
@@ -33,7 +33,7 @@ def step(model: Model, grids: Grids, rounds: int, console: Console) -> None:
     table = Table("step", "s", "÷ floor", "at most")
     for name, value in seconds.items():
         table.add_row(name, f"{value:.2f}", f"{value / seconds['floor']:.2f}", _bar(name != "floor", MOST_TIMES_FLOOR))
-    console.print(table)
+    show(table, console)
 
 
 def padding(model: Model, grids: Grids, rounds: int, console: Console) -> None:
@@ -46,7 +46,7 @@ def padding(model: Model, grids: Grids, rounds: int, console: Console) -> None:
         ratio = value / seconds["ours, packed"]
         bar = _bar(name != "ours, packed", LEAST_TIMES_PACKED)
         table.add_row(name, f"{value:.2f}", f"{tokens / value:.0f}", f"{ratio:.2f}", bar)
-    console.print(table)
+    show(table, console)
 
 
 def describe(model: Model, batches: Sequence[Grids], console: Console) -> int:
@@ -119,7 +119,7 @@ def loss(size: LossSize, rounds: int, console: Console) -> None:
         table.add_row(
             name, f"{value:.2f}", f"{time:.2f}", bars[0], f"{peaks[name]:.0f}", f"{100 * memory:.1f}", bars[1]
         )
-    console.print(table)
+    show(table, console)
 
 
 def _bar(applies: bool, value: object) -> str:

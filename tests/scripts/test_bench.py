@@ -110,3 +110,29 @@ def test_the_data_bench_prints_its_table():
     printed = printed_by_bench("data.py", *sizes)
     for cell in ("2000 records", "the cache is made", "private memory of a worker", "batches on their way"):
         assert cell in printed
+
+
+def test_a_table_is_also_written_as_markdown(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import timing
+    from rich.console import Console
+    from rich.table import Table
+
+    monkeypatch.setenv(timing.TABLES_FILE, str(tmp_path / "tables.md"))
+    for title in ("One", None):
+        table = Table("way", "s", title=title)
+        table.add_row("ours", "1.5")
+        table.add_row("peer", "3")
+        timing.show(table, Console(quiet=True))
+    written = (tmp_path / "tables.md").read_text()
+    body = "| way | s |\n|---|---|\n| ours | 1.5 |\n| peer | 3 |\n\n"
+    assert written == f"One\n\n{body}{body}"
+
+
+@pytest.mark.slow
+def test_all_comparisons_run_and_are_written(tmp_path):
+    printed_by_bench("all.py", "--small", "--output", str(tmp_path / "bench.md"))
+    written = (tmp_path / "bench.md").read_text()
+    for name in ("tower", "alignment_loss", "alignment_step", "train_step", "sampler", "data"):
+        section = written.partition(f"scripts/bench/{name}.py")[2].partition("\n## ")[0]
+        assert section.count("|---|") == 1, name
