@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from llava.data.dataset import LLaVADataset
 from llava.data.mixture import load_records
 from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 from llava.model.loading import attach_vision, load_adapter_file, load_config, load_weights
+from llava.model.multimodal_encoder.base import ImageProcessor
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor, with_weights
+from llava.model.sharding import is_sharded
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpoints import check_output_dir, check_sharding, last_complete_checkpoint, step_of
+from llava.train.evaluation import RunParts, Tasks, build_tasks
 from llava.train.llava_trainer import LLaVATrainer, NonFiniteError
 from llava.train.lora import add_lora, refuse_lora_folder
 from llava.train.parts import AUXILIARY, hold_in_float32, parse_parts, set_tunable_parts, trainable_table
@@ -89,8 +93,8 @@ def build_stage(
     rates = learning_rates(parts, training_args)
     logger.info("What trains:\n%s", trainable_table(model, rates))
 
-    dataset = LLaVADataset(
-        records,
+    make_dataset = partial(
+        LLaVADataset,
         tokenizer=tokenizer,
         image_processor=image_processor,
         image_folder=data_args.image_folder,
@@ -100,15 +104,20 @@ def build_stage(
         video_frames=data_args.video_frames,
         align_text=model_args.use_alignment_loss,
     )
+    dataset = make_dataset(records)
+    held_out = data_args.eval_data_path and make_dataset(load_records(data_args.eval_data_path))
     trainer = LLaVATrainer(
         model=model,
         args=training_args,
         train_dataset=dataset,
+        eval_dataset=held_out,
         data_collator=PackedCollator(3 * image_processor.patch_size**2),
         processing_class=tokenizer,
         learning_rates=rates,
         bad_samples=BadSampleLedger(data_args.max_bad_samples, len(dataset)),
     )
+    if data_args.eval_tasks:
+        add_tasks(trainer, data_args, image_processor)
     if trainer.args.should_save:
         add_start(
             training_args.output_dir,
@@ -123,6 +132,25 @@ def build_stage(
             world_size=training_args.world_size,
         )
     return trainer, checkpoint
+
+
+def add_tasks(trainer: LLaVATrainer, data_args: DataArguments, image_processor: ImageProcessor) -> None:
+    """Let the trainer run `--eval_tasks`."""
+    args = trainer.args
+    parts = RunParts(
+        config=trainer.model.config,
+        tokenizer=trainer.processing_class,
+        image_processor=image_processor,
+        image_folder=data_args.image_folder,
+        limit=data_args.eval_tasks_limit,
+        batch_size=args.eval_batch_size,
+        rank=args.process_index,
+        num_ranks=args.world_size,
+        synced=is_sharded(trainer.model),
+        over_processes=trainer.sum_over_processes,
+    )
+    tasks = build_tasks(data_args.eval_tasks, parts)
+    trainer.add_callback(Tasks(trainer, tasks, data_args.eval_tasks_steps))
 
 
 def run_stage(trainer: LLaVATrainer, checkpoint: str | None) -> None:

@@ -147,7 +147,7 @@ def test_transformers_own_orders_are_refused(llm, siglip, data, tmp_path):
 def test_processes_whose_data_differ_are_refused(llm, siglip, data, tmp_path, monkeypatch):
     trainer = build(llm, siglip, data, tmp_path / "out")
     trainer.get_train_dataloader()
-    monkeypatch.setattr(trainer, "_sum_over_processes", lambda counts: [count + 1 for count in counts])
+    monkeypatch.setattr(trainer, "sum_over_processes", lambda counts: [count + 1 for count in counts])
     with pytest.raises(ValueError, match="do not have the same data"):
         trainer.get_train_dataloader()
 
