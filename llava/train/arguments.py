@@ -170,6 +170,9 @@ class DataArguments:
     max_bad_samples: float = field(
         default=0.01, metadata={"help": "Abort when more than this share of the samples seen was bad."}
     )
+    allow_changed_data: bool = field(
+        default=False, metadata={"help": "Continue a run though its data are others than it had so far."}
+    )
     eval_data_path: str | None = field(
         default=None, metadata={"help": "Held-out data like --data_path, for their losses by --eval_strategy."}
     )

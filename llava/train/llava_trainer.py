@@ -16,7 +16,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
-from transformers.trainer_utils import seed_worker
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, seed_worker
 
 from llava.data.bad_samples import BadSampleLedger
 from llava.data.sampler import BalancedBatchSampler
@@ -27,6 +27,7 @@ from llava.train.evaluation import Evaluation, undisturbed, validation_losses
 from llava.train.flops import ModelFlops, peak_tflops
 from llava.train.lora import has_lora, load_lora, save_lora, saved_tensors
 from llava.train.metrics import MetricsFile, ShardedNorms, Throughput, gradient_norms, peak_memory_gib
+from llava.train.output_folder import flush
 from llava.train.parts import AUXILIARY, parameter_groups
 from llava.train.preemption import StopOnSigterm
 
@@ -327,7 +328,19 @@ class LLaVATrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """Waits for all processes' files: next, the first one writes the file that marks the checkpoint as complete."""
         super()._save_rng_state(output_dir)
+        flush(output_dir)
         self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """An older checkpoint is deleted only when the new one, its mark too, is on the disk."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            flush(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if has_lora(self.model):

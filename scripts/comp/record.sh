@@ -88,11 +88,14 @@ delete_output() {
 
 # Two runs must not write into one folder. The training process inherits descriptor 9, so the lock lives as long as it does,
 # even if this shell is killed. It lies beside the folder, for FRESH=1 deletes that. The same command waits, then goes on.
+# A training that was started by hand takes the same lock (llava/train/output_folder.py); ours is told that we hold it.
 lock_output() {
   local stage=$1 output=$2 lock holder
   if ! main_node || ! command -v flock >/dev/null; then return 0; fi
   lock="${output%/*}/.$stage.lock"
   exec 9>>"$lock"
+  export LLAVA_OUTPUT_LOCK="$PWD/$lock"
+  [[ $lock != /* ]] || LLAVA_OUTPUT_LOCK=$lock
   if flock -n 9; then return 0; fi
   holder=$(trainings_under "$lock")
   holder="another start of this stage${holder:+, process $holder, which trains into $output}"
