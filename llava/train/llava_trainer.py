@@ -16,7 +16,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, seed_worker
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints, seed_worker
 
 from llava.data.bad_samples import BadSampleLedger
 from llava.data.sampler import BalancedBatchSampler
@@ -234,7 +234,14 @@ class LLaVATrainer(Trainer):
             self._of_parts = rates | gradient_norms(model)
 
     def _will_log(self) -> bool:
-        return (self.state.global_step + 1) % self.state.logging_steps == 0
+        """Whether the step that is being made will be logged, as transformers' DefaultFlowCallback decides."""
+        step, args = self.state.global_step + 1, self.args
+        if step == 1 and args.logging_first_step:
+            return True
+        if args.logging_strategy == IntervalStrategy.EPOCH:
+            steps_of_epoch = math.ceil(len(self._batches) / args.gradient_accumulation_steps)
+            return step % steps_of_epoch == 0 or step == self.state.max_steps
+        return step % self.state.logging_steps == 0
 
     def _trained_losses(self) -> list[str]:
         return ["decoding", *self.accelerator.unwrap_model(self.model).auxiliary_weights]

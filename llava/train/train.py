@@ -68,6 +68,11 @@ def build_stage(
         raise ValueError(
             f"One process sees {training_args.n_gpu} GPUs. Launch one per GPU: torchrun --nproc_per_node=N."
         )
+    if training_args.fp16 and not training_args.deepspeed:
+        raise ValueError(
+            "--fp16 True without --deepspeed: a loss scale that is too large would end the run. Take --bf16 True, or "
+            "--deepspeed scripts/zero2.json, which skips such steps."
+        )
     parts = parse_parts(model_args.mm_tunable_parts)
     lora_parts = training_args.adapted_parts(parts)
     refuse_lora_folder(model_args.model_name_or_path)

@@ -145,7 +145,6 @@ REFUSED = {
     "missing questions": ({"eval_tasks": "none.json"}, "none.json"),
     "unknown kind": ({"eval_tasks": "helt_out:questions.json"}, "Known: held_out"),
     "two of one name": ({"eval_tasks": "a/questions.json,b/questions.json"}, "eval_questions"),
-    "the best checkpoint": ({"load_best_model_at_end": True}, "load_best_model_at_end"),
 }
 
 

@@ -305,6 +305,16 @@ def test_a_word_prior_that_cannot_be_counted_stops_the_stage(counting):
     assert counting.launches() == []
 
 
+def test_a_node_does_not_wait_for_ever_for_the_first(cluster):
+    cluster.prior.unlink()
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node-0", "NODE_WAIT_MINUTES": "0"}
+    done = cluster.start("stage1", **nodes)
+    assert done.returncode == 1
+    assert f"node 1: waiting for node 0 to make {cluster.prior}" in done.stderr
+    assert f"node 0 has not made {cluster.prior} in 0 minutes (NODE_WAIT_MINUTES)" in done.stderr.splitlines()[-1]
+    assert cluster.launches() == []
+
+
 LOCKING_TORCHRUN = """#!/usr/bin/env bash
 python -c 'from llava.train.output_folder import locked; import sys
 with locked(sys.argv[1]): print("begin")' "$RUN_FOLDER" >>"$LAUNCHES"
