@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from llava.data.records import Facts, Paths, absolute_folders, facts_of, with_id
 from llava.data.sources import RawRecord, read_source, source_files
-from llava.utils import write_atomically
+from llava.utils import remove_temporaries, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ def load_source(source: Path) -> RecordCache:
         raise OSError(f"no place for the cache of {source}: set {FOLDER_VARIABLE} to a folder that can be written to.")
     with FileLock(f"{file}.lock"):
         if _about(file).get("key") != key:  # else another process made it while this one waited
+            remove_temporaries(file)  # of a first pass that was killed: whoever holds the lock is the only writer
             write_atomically(file, lambda temporary: _write(source, key, temporary))
     return open_cache(source, file)
 

@@ -56,7 +56,8 @@ def with_id(record: Any, source: Path, index: int) -> dict:
             f'{place}: has no conversations. Expected "conversations": [{{"from": "human", "value": ...}}, '
             '{"from": "gpt", "value": ...}].'
         )
-    checked = record | {"id": f"{source.stem}[{index}]" if identity is None else str(identity)}
+    identity = f"{source.stem}[{index}]" if identity is None else str(identity)
+    checked = record | {"id": identity.encode("utf-8", "backslashreplace").decode()}  # so that it can be written
     checked.pop("image_folder", None)  # the run says where images may be read from, never the data
     return checked
 
@@ -110,7 +111,20 @@ def read_turn(turn: dict, index: int) -> tuple[str, str]:
         raise BadSampleError(f"turn {index} is from {role!r}; known are {', '.join(ROLES)}", kind="bad turns")
     if not isinstance(text, str):
         raise BadSampleError(f"turn {index} has no text", kind="bad turns")
+    _check_text(text, index)
     return ROLES[role], text
+
+
+def _check_text(text: str, index: int) -> None:
+    """Refuse what no tokenizer takes, half a surrogate pair, as a cut emoji leaves it in JSON; and NUL, which no text
+    has."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        place = f"half a surrogate pair, {text[error.start]!a}, at character {error.start}"
+        raise BadSampleError(f"turn {index} has {place}", kind="bad text") from error
+    if "\0" in text:
+        raise BadSampleError(f"turn {index} has a NUL at character {text.index(chr(0))}", kind="bad text")
 
 
 def place_image(text: str) -> str:

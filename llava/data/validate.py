@@ -92,8 +92,8 @@ def find_bad(dataset: LLaVADataset, workers: int) -> Iterator[tuple[int, BadSamp
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("looking at samples", total=len(dataset))
-        for found in batches:
-            progress.advance(task, min(RECORDS_AT_A_TIME, len(dataset)))
+        for number, found in enumerate(batches, start=1):
+            progress.update(task, completed=min(number * RECORDS_AT_A_TIME, len(dataset)))
             yield from found
 
 

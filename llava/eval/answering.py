@@ -36,6 +36,7 @@ class Answerer:
         image_processor: As the checkpoint has it, so that images come in the size of its training.
         blank: Show a uniform grey image of the same size instead: what can be answered without looking?
         force_resize: Squash images to this square (pixels); None is the image processor's own rule.
+        synced: The weights are in pieces on several processes, which all answer at the same time, in as many batches.
     """
 
     model: Any
@@ -46,17 +47,19 @@ class Answerer:
     batch_size: int = 32
     blank: bool = False
     force_resize: int | None = None
+    synced: bool = False
+    show_progress: bool = True
 
     def __call__(self, items: Sequence[Item], *, description: str = "answering") -> list[Answer]:
         """Greedy answers in the items' order."""
         answers: list[Answer | None] = [None] * len(items)
         batches = list(_batches(items, self.batch_size))
-        for batch in track(batches, description, console=Console(stderr=True)):
+        for batch in track(batches, description, console=Console(stderr=True), disable=not self.show_progress):
             for index, answer in zip(batch, self._answer([items[index] for index in batch]), strict=True):
                 answers[index] = answer
         return answers
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: of a model in training, weights that ZeRO-3 gathers would stay so marked
     def _answer(self, items: list[Item]) -> list[Answer]:
         images = [self._image(item.path) for item in items]
         options = generation_options(self.template, self.tokenizer, max_new_tokens=self.max_new_tokens)
@@ -66,6 +69,7 @@ class Answerer:
             [item.input_ids.to(device) for item in items],
             pixel_values=inputs["pixel_values"].to(device),
             image_grid_thw=inputs["image_grid_thw"].to(device),
+            synced_gpus=self.synced,
             **options,
         )
         texts = [decode_answer(row, self.tokenizer, options["eos_token_id"]) for row in new_tokens]

@@ -55,6 +55,7 @@ FIXED_FLAGS = {
     "ignore_data_skip": (False, "a run that goes on would see some samples twice and others never."),
     "label_smoothing_factor": (0.0, "the decoding loss has none."),
     "auto_find_batch_size": (False, "another batch size would be another recipe; set a smaller one and accumulate."),
+    "load_best_model_at_end": (False, "checkpoints of an adapter cannot be loaded so; take the one that you want."),
     "remove_unused_columns": (False, "the model takes every key of a batch."),
 }
 
@@ -169,6 +170,19 @@ class DataArguments:
     max_bad_samples: float = field(
         default=0.01, metadata={"help": "Abort when more than this share of the samples seen was bad."}
     )
+    allow_changed_data: bool = field(
+        default=False, metadata={"help": "Continue a run though its data are others than it had so far."}
+    )
+    eval_data_path: str | None = field(
+        default=None, metadata={"help": "Held-out data like --data_path, for their losses by --eval_strategy."}
+    )
+    eval_tasks: str | None = field(
+        default=None, metadata={"help": "Comma list of FILE (held-out questions) or KIND:WHAT (llava.evaluations)."}
+    )
+    eval_tasks_steps: int | None = field(
+        default=None, metadata={"help": "Steps between two runs of --eval_tasks; unset = after the last step only."}
+    )
+    eval_tasks_limit: int | None = field(default=None, metadata={"help": "The first so many of a task's questions."})
 
     def __post_init__(self):
         if self.force_resize in ("None", "0"):  # the release's way to say native
@@ -179,6 +193,10 @@ class DataArguments:
             raise ValueError(f"--video_frames {self.video_frames}: expected at least 1.")
         if not 0 <= self.max_bad_samples <= 1:
             raise ValueError(f"--max_bad_samples {self.max_bad_samples}: expected a share between 0 and 1.")
+        for name in ("eval_tasks_steps", "eval_tasks_limit"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or not self.eval_tasks):
+                raise ValueError(f"--{name} {value}: expected a number of at least 1, beside --eval_tasks FILE.")
 
     def processor_options(self) -> dict[str, Any]:
         """The image processor's options that were set; the rest is the checkpoint's to say."""
@@ -244,6 +262,12 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         nearest = difflib.get_close_matches(unknown[0].removeprefix("--").partition("=")[0], known, n=1)
         hint = f" Did you mean --{nearest[0]}?" if nearest else " --help lists all flags."
         raise ValueError(f"{unknown[0]} is no flag of the training.{hint}")
+    _, data, training = groups
+    if (data.eval_data_path is not None) != (training.eval_strategy != "no"):
+        raise ValueError(
+            f"--eval_strategy {training.eval_strategy.value} with --eval_data_path {data.eval_data_path}: losses on "
+            "held-out data need both, for instance --eval_strategy steps --eval_steps 500 --eval_data_path FILE."
+        )
     return tuple(groups)
 
 

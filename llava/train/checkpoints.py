@@ -123,17 +123,6 @@ def check_sharding(checkpoint: str, *, deepspeed: bool, world_size: int) -> None
         )
 
 
-def check_output_dir(output_dir: str) -> None:
-    """Refuse, before any work is done, a folder that cannot be made."""
-    for path in [Path(output_dir), *Path(output_dir).parents]:
-        if path.exists():
-            if not path.is_dir():
-                raise NotADirectoryError(f"--output_dir {output_dir}: {path} is a file, not a folder.")
-            if not os.access(path, os.W_OK):
-                raise PermissionError(f"--output_dir {output_dir}: {path} is not writable.")
-            return
-
-
 def _torch_shapes(folder: str, file: str) -> dict[str, tuple[int, ...]]:
     weights = torch.load(Path(folder) / file, map_location="cpu", weights_only=True)
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}

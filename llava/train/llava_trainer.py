@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,20 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
-from transformers.trainer_utils import seed_worker
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints, seed_worker
 
 from llava.data.bad_samples import BadSampleLedger
 from llava.data.sampler import BalancedBatchSampler
 from llava.model.loading import ADAPTER_FILE, load_adapter_file
 from llava.model.sharding import gathered, is_sharded
 from llava.train.checkpoints import check_saved_weights, load_auxiliary_losses, save_adapter, save_auxiliary_losses
+from llava.train.evaluation import Evaluation, undisturbed, validation_losses
 from llava.train.flops import ModelFlops, peak_tflops
 from llava.train.lora import has_lora, load_lora, save_lora, saved_tensors
 from llava.train.metrics import MetricsFile, ShardedNorms, Throughput, gradient_norms, peak_memory_gib
+from llava.train.output_folder import flush
 from llava.train.parts import AUXILIARY, parameter_groups
 from llava.train.preemption import StopOnSigterm
 
@@ -47,7 +51,7 @@ class LLaVATrainer(Trainer):
         self.learning_rates = learning_rates
         self.bad_samples = bad_samples
         self.adapter_only = set(learning_rates) <= {"mm_mlp_adapter", AUXILIARY}
-        self.preemption = StopOnSigterm(self._sum_over_processes)
+        self.preemption = StopOnSigterm(self.sum_over_processes)
         self.add_callback(self.preemption)
         self.add_callback(MetricsFile())
         self._throughput = Throughput()
@@ -56,6 +60,7 @@ class LLaVATrainer(Trainer):
         self._largest_pack = self.args.model_max_length * self.args.train_batch_size  # in tokens, of a micro-batch
         self._of_parts: dict[str, float | Tensor] = {}  # what each trained with at the last logged step
         self._ids: list[str] = []  # of the step's samples
+        self._eval_loader: DataLoader | None = None
         self._named_sums: dict[str, Tensor] = {}  # (2,): a total, and what it is divided by; of a loss, steps
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -85,17 +90,35 @@ class LLaVATrainer(Trainer):
             seed=args.seed if args.data_seed is None else args.data_seed,
             drop_last=args.dataloader_drop_last,
         )
-        fingerprint = self._batches.fingerprint()
-        if self._sum_over_processes([fingerprint]) != [fingerprint * args.world_size]:
-            raise ValueError(
-                "The processes do not have the same data: other records, another order or other lengths. Compare the "
-                "files of --data_path and the tokenizer on all nodes."
-            )
         if args.pack_to_max_length:
             logger.info("Packed: %s", self._batches.packing())
-        loader = DataLoader(
-            self.train_dataset,
-            batch_sampler=self._batches,
+        loader = self._loader(self.train_dataset, self._batches, "--data_path")
+        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    def get_eval_dataloader(self, *_: Any) -> DataLoader:
+        """This process's share of the held-out micro-batches, the same at every evaluation. All processes have as many,
+        and every sample is in one of them."""
+        if self._eval_loader is None:
+            args = self.args
+            batches = BalancedBatchSampler(
+                self.eval_dataset.modality_lengths,
+                batch_size=args.eval_batch_size,
+                rank=args.process_index,
+                num_ranks=args.world_size,
+            )
+            self._eval_loader = self._loader(self.eval_dataset, batches, "--eval_data_path")
+        return self._eval_loader
+
+    def _loader(self, dataset: Dataset, batches: BalancedBatchSampler, flag: str) -> DataLoader:
+        args, fingerprint = self.args, batches.fingerprint()
+        if self.sum_over_processes([fingerprint]) != [fingerprint * args.world_size]:
+            raise ValueError(
+                "The processes do not have the same data: other records, another order or other lengths. Compare the "
+                f"files of {flag} and the tokenizer on all nodes."
+            )
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
@@ -105,7 +128,6 @@ class LLaVATrainer(Trainer):
             multiprocessing_context=args.dataloader_multiprocessing_context,
             in_order=args.dataloader_in_order,
         )
-        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def get_total_train_batch_size(self, args: Any) -> int:
         """In samples, of which a pack has several, on average."""
@@ -122,7 +144,7 @@ class LLaVATrainer(Trainer):
         bad = [sample for batch in batches for sample in batch.pop("bad_samples")]
         seen = sum(batch.pop("num_samples") for batch in batches)
         self._ids = [sample_id for batch in batches for sample_id in batch.pop("ids")]
-        self.bad_samples.update(bad, num_seen=seen, over_processes=self._sum_over_processes)
+        self.bad_samples.update(bad, num_seen=seen, over_processes=self.sum_over_processes)
         if self.args.pack_to_max_length:
             self._note_large_packs(batches)
         return batches, num_items_in_batch
@@ -144,7 +166,7 @@ class LLaVATrainer(Trainer):
             )
             self._largest_pack = largest
 
-    def _sum_over_processes(self, counts: list[int]) -> list[int]:
+    def sum_over_processes(self, counts: list[int]) -> list[int]:
         if self.args.world_size == 1:
             return counts
         return self.accelerator.reduce(torch.tensor(counts, device=self.args.device)).tolist()
@@ -212,7 +234,14 @@ class LLaVATrainer(Trainer):
             self._of_parts = rates | gradient_norms(model)
 
     def _will_log(self) -> bool:
-        return (self.state.global_step + 1) % self.state.logging_steps == 0
+        """Whether the step that is being made will be logged, as transformers' DefaultFlowCallback decides."""
+        step, args = self.state.global_step + 1, self.args
+        if step == 1 and args.logging_first_step:
+            return True
+        if args.logging_strategy == IntervalStrategy.EPOCH:
+            steps_of_epoch = math.ceil(len(self._batches) / args.gradient_accumulation_steps)
+            return step % steps_of_epoch == 0 or step == self.state.max_steps
+        return step % self.state.logging_steps == 0
 
     def _trained_losses(self) -> list[str]:
         return ["decoding", *self.accelerator.unwrap_model(self.model).auxiliary_weights]
@@ -229,12 +258,50 @@ class LLaVATrainer(Trainer):
                     logs[f"loss_{name}" if name in losses else name] = total / count
             self._named_sums = {}
             logs |= {name: float(value) for name, value in self._of_parts.items()}
-            logs |= self._throughput.since_last(self._sum_over_processes)
+            logs |= self._throughput.since_last(self.sum_over_processes)
             logs["peak_memory_gib"] = peak_memory_gib()
             peak = peak_tflops(torch.cuda.get_device_name()) if self.args.bf16 and torch.cuda.is_available() else None
             if peak:
                 logs["mfu"] = logs["tflops_per_second"] / peak
         super().log(logs, start_time)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """For what training must not notice, its clock included."""
+        with self._throughput.paused(), undisturbed(self.model), self.compute_loss_context_manager():
+            yield
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Losses of `--eval_data_path`, logged as `eval_decoding_loss` and so on. Every process calls."""
+        ledger = BadSampleLedger(self.bad_samples.max_bad_samples, len(self.eval_dataset))
+        with self._aside():
+            values = validation_losses(
+                self.model,
+                self._held_out(ledger),
+                run=lambda batch: self.model_wrapped(**batch).losses,
+                weights=self.accelerator.unwrap_model(self.model).auxiliary_weights,
+                total=lambda sums: self.accelerator.reduce(sums.to(self.args.device)),
+            )
+        values["samples"] = ledger.num_seen - ledger.num_bad
+        values = {f"eval_{name}": value for name, value in values.items()}
+        self.log(values)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
+        return values
+
+    def _held_out(self, ledger: BadSampleLedger) -> Iterator[dict[str, Any]]:
+        """The micro-batches on the device; then the bad samples among them are counted."""
+        bad, seen = [], 0
+        for batch in self.get_eval_dataloader():
+            bad += batch.pop("bad_samples")
+            seen += batch.pop("num_samples")
+            batch.pop("ids")
+            yield self._prepare_inputs(batch)
+        ledger.update(bad, num_seen=seen, over_processes=self.sum_over_processes)
+
+    def run_task(self, task: Evaluation) -> dict[str, float]:
+        """A task of `--eval_tasks` on the model as it is. Every process calls."""
+        with self._aside():
+            return task(self.accelerator.unwrap_model(self.model))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """LLaVA's layouts: LoRA's, or the adapter alone where nothing else trained, or the model. Every process calls.
@@ -268,7 +335,19 @@ class LLaVATrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """Waits for all processes' files: next, the first one writes the file that marks the checkpoint as complete."""
         super()._save_rng_state(output_dir)
+        flush(output_dir)
         self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """An older checkpoint is deleted only when the new one, its mark too, is on the disk."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            flush(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if has_lora(self.model):

@@ -9,7 +9,8 @@ import json
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ class Throughput:
             self._counts["samples"] += batch["num_samples"] - len(batch["bad_samples"])
         self._waited += waited
         self._flops = self._flops + flops
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is no training: its time does not count."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
     def since_last(self, over_processes: Callable[[list[int]], list[int]]) -> dict[str, float]:
         """Of all processes: tokens, images and samples a second, visual tokens of an image, and the TFLOPs a second of

@@ -42,6 +42,7 @@ class StopOnSigterm(TrainerCallback):
         if sum(self.over_processes([int(self._asked)])):
             logger.warning("SIGTERM: saving a checkpoint after step %d, then stopping.", state.global_step)
             self.stopped = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # the machine is not ours for long
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if threading.current_thread() is threading.main_thread():

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,40 @@ def read_starts(folder: str | Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no run card ({error}). Move it away; this start makes a new one.") from error
     return starts
+
+
+def check_same_data(folder: str | Path, records: Records) -> None:
+    """Refuse to continue the folder's run on other data than it had at its last start. Where they lie does not count.
+
+    Raises:
+        ValueError: What changed, in one line.
+    """
+    starts = read_starts(folder)
+    if not starts:
+        return
+    old, new = starts[-1]["data"]["sources"], records.manifest()
+    changed = [text for pair in zip_longest(old, new) for text in _changes_of_source(*pair)]
+    if changed:
+        more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise ValueError(
+            f"--data_path: the data are not those that {folder} was trained on so far: {changed[0]}{more}. What the "
+            "run has seen and what is left would not be known. Take the earlier data, another --output_dir, or "
+            "--allow_changed_data True."
+        )
+
+
+def _changes_of_source(old: dict[str, Any] | None, new: dict[str, Any] | None) -> Iterator[str]:
+    if old is None or new is None:
+        yield f"{(old or new)['source']} is {'new' if old is None else 'gone'}"
+        return
+    for count in ("records", "drawn"):
+        if old[count] != new[count]:
+            yield f"{new['source']}: {old[count]} {count} are {new[count]} now"
+    for before, now in zip_longest(old["files"], new["files"]):
+        if before is None or now is None:
+            yield f"{(before or now)['file']} is {'new' if before is None else 'gone'}"
+        elif before["sha256"] != now["sha256"]:
+            yield f"{now['file']} has another content"
 
 
 def code_state(folder: Path) -> dict[str, str | None]:

@@ -5,27 +5,35 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from llava.conversation import conv_templates
-from llava.data.bad_samples import BadSampleLedger, TooManyBadSamplesError
+from llava.data.bad_samples import BadSampleLedger
 from llava.data.collator import PackedCollator
 from llava.data.dataset import LLaVADataset
 from llava.data.mixture import load_records
 from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 from llava.model.loading import attach_vision, load_adapter_file, load_config, load_weights
+from llava.model.multimodal_encoder.base import ImageProcessor
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor, with_weights
+from llava.model.sharding import is_sharded
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from llava.train.checkpoints import check_output_dir, check_sharding, last_complete_checkpoint, step_of
-from llava.train.llava_trainer import LLaVATrainer, NonFiniteError
+from llava.train.checkpoints import check_sharding, last_complete_checkpoint, step_of
+from llava.train.evaluation import RunParts, Tasks, build_tasks
+from llava.train.llava_trainer import LLaVATrainer
 from llava.train.lora import add_lora, refuse_lora_folder
+from llava.train.output_folder import flush, locked
 from llava.train.parts import AUXILIARY, hold_in_float32, parse_parts, set_tunable_parts, trainable_table
 from llava.train.preemption import EXIT_STATUS
-from llava.train.run_card import add_start
+from llava.train.run_card import add_start, check_same_data
 from llava.train.zero import prepare_zero
 from llava.utils import mistakes_in_one_line
 
@@ -40,9 +48,11 @@ def main(argv: list[str] | None = None) -> None:
         datefmt="%H:%M:%S",
     )
     with mistakes_in_one_line():
-        trainer, checkpoint = build_stage(*parse_arguments(argv))
-    with mistakes_in_one_line((TooManyBadSamplesError, NonFiniteError)):
-        run_stage(trainer, checkpoint)
+        model_args, data_args, training_args = parse_arguments(argv)
+        first = training_args.process_index == 0
+        with locked(training_args.output_dir) if first else nullcontext():
+            trainer, checkpoint = build_stage(model_args, data_args, training_args)
+            run_stage(trainer, checkpoint)
     if torch.distributed.is_initialized():  # else some backends abort after the work is done
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -54,10 +64,14 @@ def build_stage(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> tuple[LLaVATrainer, str | None]:
     """Everything that a stage needs, checked before the first step; and the checkpoint to continue from, if any."""
-    check_output_dir(training_args.output_dir)
     if training_args.n_gpu > 1:
         raise ValueError(
             f"One process sees {training_args.n_gpu} GPUs. Launch one per GPU: torchrun --nproc_per_node=N."
+        )
+    if training_args.fp16 and not training_args.deepspeed:
+        raise ValueError(
+            "--fp16 True without --deepspeed: a loss scale that is too large would end the run. Take --bf16 True, or "
+            "--deepspeed scripts/zero2.json, which skips such steps."
         )
     parts = parse_parts(model_args.mm_tunable_parts)
     lora_parts = training_args.adapted_parts(parts)
@@ -68,8 +82,10 @@ def build_stage(
     set_seed(training_args.seed)
     prepare_zero(training_args)
 
-    checkpoint = last_complete_checkpoint(training_args.output_dir, remove=training_args.process_index == 0)
+    checkpoint = shared_choice(training_args)
     if checkpoint:
+        if training_args.process_index == 0 and not data_args.allow_changed_data:
+            check_same_data(training_args.output_dir, records)
         deepspeed, world_size = bool(training_args.deepspeed), training_args.world_size
         check_sharding(checkpoint, deepspeed=deepspeed, world_size=world_size)
     model = load_model(model_args, data_args, training_args)
@@ -89,8 +105,8 @@ def build_stage(
     rates = learning_rates(parts, training_args)
     logger.info("What trains:\n%s", trainable_table(model, rates))
 
-    dataset = LLaVADataset(
-        records,
+    make_dataset = partial(
+        LLaVADataset,
         tokenizer=tokenizer,
         image_processor=image_processor,
         image_folder=data_args.image_folder,
@@ -100,15 +116,20 @@ def build_stage(
         video_frames=data_args.video_frames,
         align_text=model_args.use_alignment_loss,
     )
+    dataset = make_dataset(records)
+    held_out = data_args.eval_data_path and make_dataset(load_records(data_args.eval_data_path))
     trainer = LLaVATrainer(
         model=model,
         args=training_args,
         train_dataset=dataset,
+        eval_dataset=held_out,
         data_collator=PackedCollator(3 * image_processor.patch_size**2),
         processing_class=tokenizer,
         learning_rates=rates,
         bad_samples=BadSampleLedger(data_args.max_bad_samples, len(dataset)),
     )
+    if data_args.eval_tasks:
+        add_tasks(trainer, data_args, image_processor)
     if trainer.args.should_save:
         add_start(
             training_args.output_dir,
@@ -125,6 +146,37 @@ def build_stage(
     return trainer, checkpoint
 
 
+def shared_choice(args: TrainingArguments) -> str | None:
+    """The checkpoint to go on from. The first process chooses: on a network file system others may see less."""
+    found = [last_complete_checkpoint(args.output_dir, remove=True) if args.process_index == 0 else None]
+    checkpoint = broadcast_object_list(found)[0]
+    if checkpoint and not Path(checkpoint).is_dir():
+        raise ValueError(
+            f"{checkpoint}, from which the first process goes on, is not seen by process {args.process_index}. All "
+            "nodes need the same --output_dir, on a shared file system."
+        )
+    return checkpoint
+
+
+def add_tasks(trainer: LLaVATrainer, data_args: DataArguments, image_processor: ImageProcessor) -> None:
+    """Let the trainer run `--eval_tasks`."""
+    args = trainer.args
+    parts = RunParts(
+        config=trainer.model.config,
+        tokenizer=trainer.processing_class,
+        image_processor=image_processor,
+        image_folder=data_args.image_folder,
+        limit=data_args.eval_tasks_limit,
+        batch_size=args.eval_batch_size,
+        rank=args.process_index,
+        num_ranks=args.world_size,
+        synced=is_sharded(trainer.model),
+        over_processes=trainer.sum_over_processes,
+    )
+    tasks = build_tasks(data_args.eval_tasks, parts)
+    trainer.add_callback(Tasks(trainer, tasks, data_args.eval_tasks_steps))
+
+
 def run_stage(trainer: LLaVATrainer, checkpoint: str | None) -> None:
     """Train to the end, then save the model and the trainer's history into the output folder. A run that SIGTERM ends
     leaves a checkpoint instead."""
@@ -136,6 +188,8 @@ def run_stage(trainer: LLaVATrainer, checkpoint: str | None) -> None:
         return
     trainer.save_state()
     trainer.save_model()
+    if trainer.args.should_save:
+        flush(trainer.args.output_dir)
 
 
 def load_model(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> Any:

@@ -14,6 +14,7 @@
 #   DATA_ROOT     data sets                 default: the preset's
 #   NUM_GPUS      GPUs of this machine      default: counted; 0 trains on the CPU
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT         default: SLURM's variables, else one machine
+#   NODE_WAIT_MINUTES   how long other nodes wait for what node 0 makes before a stage       default: 60
 #   PER_DEVICE_BATCH   samples a GPU holds at once; accumulation follows, the global batch stays the recipe's
 #   FRESH=1       train this stage again from the start     DRY_RUN=1   print the command, run nothing
 

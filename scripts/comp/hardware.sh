@@ -74,10 +74,16 @@ detect_nodes() {
 
 main_node() { ((NODE_RANK == 0)); }
 
-# Another node makes FILE on the shared file system.
+# Another node makes FILE on the shared file system. If that one fails, GPUs here must not wait for it for ever: an hour is
+# several times what the longest such work takes, to count the words of the paper's Stage-II data.
 wait_for() {
+  local minutes=${NODE_WAIT_MINUTES:-60} begin=$SECONDS
   [[ -e $1 ]] || say "node $NODE_RANK: waiting for node 0 to make $1"
-  until [[ -e $1 ]]; do sleep 5; done
+  until [[ -e $1 ]]; do
+    ((SECONDS - begin < 60 * minutes)) ||
+      die "node $NODE_RANK: node 0 has not made $1 in $minutes minutes (NODE_WAIT_MINUTES). Look at what it says; if it is well, start this node again."
+    sleep 5
+  done
 }
 
 # The recipe's global batch, whatever the number of processes: sets BATCH_PER_DEVICE and ACCUMULATION.

@@ -4,7 +4,8 @@
 
 # Flags that may change between two starts of one run: where, how fast, how often. The rest decides what comes out.
 FREE_FLAGS="--output_dir --per_device_train_batch_size --gradient_accumulation_steps --use_cpu --deepspeed --bf16 --tf32
-  --dataloader_num_workers --report_to --run_name --logging_steps --save_strategy --save_steps --save_total_limit"
+  --dataloader_num_workers --report_to --run_name --logging_steps --save_strategy --save_steps --save_total_limit
+  --eval_data_path --eval_strategy --eval_steps --per_device_eval_batch_size --eval_tasks --eval_tasks_steps --eval_tasks_limit"
 
 # ARGUMENTS as lines "--flag value ...", in the order given.
 flag_lines() {
@@ -87,11 +88,14 @@ delete_output() {
 
 # Two runs must not write into one folder. The training process inherits descriptor 9, so the lock lives as long as it does,
 # even if this shell is killed. It lies beside the folder, for FRESH=1 deletes that. The same command waits, then goes on.
+# A training that was started by hand takes the same lock (llava/train/output_folder.py); ours is told that we hold it.
 lock_output() {
   local stage=$1 output=$2 lock holder
   if ! main_node || ! command -v flock >/dev/null; then return 0; fi
   lock="${output%/*}/.$stage.lock"
   exec 9>>"$lock"
+  export LLAVA_OUTPUT_LOCK="$PWD/$lock"
+  [[ $lock != /* ]] || LLAVA_OUTPUT_LOCK=$lock
   if flock -n 9; then return 0; fi
   holder=$(trainings_under "$lock")
   holder="another start of this stage${holder:+, process $holder, which trains into $output}"

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -68,6 +69,24 @@ def test_a_first_pass_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="record 1: expected an object"):
         load_records(tmp_path / "a.json")
     assert [file.suffix for file in (tmp_path / ".llava_cache").iterdir()] in ([], [".lock"])
+
+
+def test_what_a_killed_first_pass_left_is_gone_after_the_next(tmp_path):
+    code = (
+        "import os, signal; from pathlib import Path; from llava.data import cache;"
+        "cache._copy = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
+        "cache.load_source(Path(os.sys.argv[1]))"
+    )
+    write(tmp_path / "a.json", "abc")
+    write(tmp_path / "b.json", "ab")
+    for name in ("a.json", "b.json"):
+        killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], timeout=120, check=False)
+        assert killed.returncode == -signal.SIGKILL
+    folder = tmp_path / ".llava_cache"
+    left = sorted(file.name for file in folder.iterdir() if file.name.startswith("."))
+    assert [name[:7] for name in left] == [".a.json", ".b.json"]
+    load_records(tmp_path / "a.json")
+    assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == left[1:], "another's is not touched"
 
 
 def test_another_layout_is_made_anew(tmp_path, log, monkeypatch):

@@ -1,5 +1,6 @@
 """From records with image files to samples; what cannot be used is told apart, counted and never replaced."""
 
+import json
 import logging
 
 import numpy as np
@@ -12,6 +13,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.data.bad_samples import BadSample, BadSampleLedger, TooManyBadSamplesError
 from llava.data.collator import PackedCollator
+from llava.data.mixture import load_records
 from tests.llava.data_parts import (
     draw,
     make_dataset,
@@ -158,6 +160,21 @@ def test_bad_samples_say_why_and_are_not_replaced(tmp_path):
     assert "no answer" in reasons["mute"]
     assert len(reasons) == 5
     assert [sample["id"] for sample in dataset if isinstance(sample, dict)] == ["good0", "good1", "good2", "good3"]
+
+
+@pytest.mark.parametrize(
+    ("character", "said"), [("\\ud83d", "half a surrogate pair, '\\ud83d', at"), ("\\u0000", "a NUL at")]
+)
+def test_text_that_is_none_is_a_bad_sample(tmp_path, character, said):
+    """In JSON both are well-formed escapes. The first is half of a smiley, and no tokenizer takes it."""
+    records = [make_record("What?", "A square.", id="good"), make_record("What?", "A CUT square.", id="cut CUT")]
+    (tmp_path / "a.json").write_text(json.dumps(records).replace("CUT", character))
+    good, bad = make_dataset(load_records(tmp_path / "a.json"))
+    assert good["id"] == "good"
+    assert bad.kind == "bad text"
+    assert f"turn 1 has {said} character 2" in bad.reason
+    bad.id.encode()
+    bad.reason.encode()
 
 
 def test_an_image_that_the_processor_refuses_is_a_bad_sample(tmp_path):

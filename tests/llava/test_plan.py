@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from llava.model.multimodal_encoder.builder import checkpoint_image_processor
 from llava.train import plan as plan_command
 from llava.train.arguments import parse_arguments
 from llava.train.parts import part_of
 from llava.train.plan import plan
+from llava.train.planning.batches import largest_batch
 from llava.train.planning.live import MicroBatch, step_peak
 from llava.train.planning.memory import states_memory
 from llava.train.planning.model import meta_model, planned_config
@@ -51,6 +53,17 @@ def sizes_of(trainer, batch):
         visual=sum(trainer.model.get_model().tokens_per_image(batch["image_grid_thw"])),
         supervised=int((labels >= 0).sum()),
     )
+
+
+def test_the_largest_micro_batch_is_filled_with_the_largest_images(llm, siglip, data, tmp_path):
+    """64 visual tokens are an image's most: 3 go into 200 tokens, of 4 samples."""
+    options = tiny.FULL_STAGE | {"force_resize": "none", "max_num_vistoken": 64, "model_max_length": 200}
+    stage = parse_stage(tiny.stage_arguments(llm, siglip, data, tmp_path / "out", **options), 1)
+    batch = largest_batch(stage, checkpoint_image_processor(planned_config(stage, {})))
+    assert batch.lengths == [200] * 4
+    assert len(batch.grids) == 12
+    assert batch.visual == 12 * 64
+    assert batch.supervised == 4 * (200 - 3 * 64)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])

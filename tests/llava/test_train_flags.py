@@ -8,7 +8,7 @@ import torch
 
 from llava.data.mixture import load_records
 from llava.train.arguments import parse_arguments
-from llava.train.train import build_stage, run_stage
+from llava.train.train import build_stage, main, run_stage
 from tests.llava import tiny
 
 
@@ -144,10 +144,15 @@ def test_transformers_own_orders_are_refused(llm, siglip, data, tmp_path):
         parse_arguments(tiny.stage_arguments(llm, siglip, data, tmp_path, train_sampling_strategy="sequential"))
 
 
+def test_half_precision_without_a_loss_scale_that_skips_is_refused(llm, siglip, data, tmp_path):
+    with pytest.raises(SystemExit, match=r"--fp16 True without --deepspeed: .* --bf16 True, or --deepspeed"):
+        main(tiny.stage_arguments(llm, siglip, data, tmp_path / "out", fp16=True))
+
+
 def test_processes_whose_data_differ_are_refused(llm, siglip, data, tmp_path, monkeypatch):
     trainer = build(llm, siglip, data, tmp_path / "out")
     trainer.get_train_dataloader()
-    monkeypatch.setattr(trainer, "_sum_over_processes", lambda counts: [count + 1 for count in counts])
+    monkeypatch.setattr(trainer, "sum_over_processes", lambda counts: [count + 1 for count in counts])
     with pytest.raises(ValueError, match="do not have the same data"):
         trainer.get_train_dataloader()
 
@@ -160,6 +165,7 @@ def test_processes_whose_data_differ_are_refused(llm, siglip, data, tmp_path, mo
         ("label_smoothing_factor", "0.1"),
         ("auto_find_batch_size", "True"),
         ("remove_unused_columns", "True"),
+        ("load_best_model_at_end", "True"),
     ],
 )
 def test_flags_that_would_break_a_promise_are_refused(llm, siglip, data, tmp_path, flag, value):

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 from PIL import Image
+from rich.progress import Progress
 
+from llava.data import validate
 from llava.data.bad_samples import BadSample
 from llava.data.mixture import load_records
 from llava.data.validate import main
@@ -68,6 +70,16 @@ def test_every_bad_sample_is_found_with_its_kind_and_place(mixture, workers, cap
     table = " ".join(capsys.readouterr().out.split())
     assert "5 of 26 samples are bad" in table
     assert "missing file" in table
+
+
+def test_its_progress_ends_at_the_number_of_samples(mixture, monkeypatch):
+    seen = []
+    update = Progress.update
+    monkeypatch.setattr(Progress, "update", lambda *args, **to: (seen.append(to["completed"]), update(*args, **to)))
+    monkeypatch.setattr(validate, "RECORDS_AT_A_TIME", 10)
+    records = load_records(mixture)
+    list(validate.find_bad(make_dataset(records), workers=1))
+    assert seen == [10, 20, 26]
 
 
 def test_it_finds_what_training_skips_for_the_same_reasons(mixture):

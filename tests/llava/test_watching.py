@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -95,6 +96,20 @@ def test_a_loss_that_is_no_number_ends_the_run_before_the_weights_change(llm, si
         assert torch.equal(weight.nan_to_num(), trainer.model.get_parameter(name).nan_to_num()), name
 
 
+def test_what_ends_a_training_in_its_midst_is_one_line(llm, siglip, data, tmp_path, monkeypatch):
+    """Here the folder, which is gone when the checkpoint is to be written; in its place a file lies."""
+    out = tmp_path / "out"
+
+    def spoil():
+        shutil.rmtree(out)
+        out.write_text("")
+
+    monkeypatch.setattr("llava.train.train.build_stage", lambda *groups: build_with(AtStep(0, spoil), *groups))
+    with pytest.raises(SystemExit, match=r"^error: .*out") as ended:
+        main(tiny.stage_arguments(llm, siglip, data, out, max_steps=1))
+    assert "\n" not in ended.value.code
+
+
 def test_metrics_go_to_a_file_that_a_resumed_run_continues(llm, siglip, data, tmp_path):
     out = tmp_path / "out"
     options = tiny.FULL_STAGE | {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -125,6 +140,19 @@ def test_metrics_go_to_a_file_that_a_resumed_run_continues(llm, siglip, data, tm
         parts = [line[f"grad_norm_{part}"] for part in ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")]
         assert math.hypot(*parts) == pytest.approx(line["grad_norm"], rel=1e-4)
         assert line["learning_rate_mm_mlp_adapter"] != line["learning_rate_mm_vision_tower"]
+
+
+def test_a_log_an_epoch_has_norms_and_rates_too(llm, siglip, data, tmp_path):
+    """16 samples: 3 steps an epoch, the last of them short; and the run ends in the middle of one."""
+    out = tmp_path / "out"
+    layout = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "logging_steps": 100}
+    arguments = tiny.stage_arguments(llm, siglip, data, out, **layout, max_steps=7, logging_strategy="epoch")
+    run_stage(*build([*arguments, "--logging_first_step", "True"]))
+    logged = [line for line in lines(out) if "loss" in line]
+    assert [line["step"] for line in logged] == [1, 3, 6, 7]
+    for line in logged:
+        assert line["grad_norm_mm_mlp_adapter"] == pytest.approx(line["grad_norm"], rel=1e-4)
+    assert len({line["learning_rate_mm_mlp_adapter"] for line in logged}) == 4
 
 
 def lines(out):

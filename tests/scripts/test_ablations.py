@@ -48,7 +48,7 @@ PARTS_OF_THE_LOSS = {
     "contrastive": {"--auxiliary_loss": "contrastive"},
     "alignment": {},
     "no_prior": {"--word_prior": "uniform"},
-    "no_word_embedding": {"--alignment_prototypes": "learnable"},
+    "no_word_embedding": {"--alignment_prototypes": "learnable", "--word_prior": "uniform"},
     "no_sinkhorn": {"--alignment_mode": "sinkhorn", "--alignment_row_strength": "0"},
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from comp_patches.word_prior import load_counts
+from llava.train.output_folder import locked
 from playground.make_data import HELDOUT_IMAGES, TRAIN_IMAGES, VERSION
 from tests.scripts.launching import ROOT, STAGES, FakeCluster, clean_environment, dry_run, flag, run_script
 
@@ -302,3 +303,35 @@ def test_a_word_prior_that_cannot_be_counted_stops_the_stage(counting):
     assert "docs/data.md" in done.stderr.splitlines()[-1]
     assert f"{counting.data}/stage2.json" in done.stderr.splitlines()[-2]
     assert counting.launches() == []
+
+
+def test_a_node_does_not_wait_for_ever_for_the_first(cluster):
+    cluster.prior.unlink()
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node-0", "NODE_WAIT_MINUTES": "0"}
+    done = cluster.start("stage1", **nodes)
+    assert done.returncode == 1
+    assert f"node 1: waiting for node 0 to make {cluster.prior}" in done.stderr
+    assert f"node 0 has not made {cluster.prior} in 0 minutes (NODE_WAIT_MINUTES)" in done.stderr.splitlines()[-1]
+    assert cluster.launches() == []
+
+
+LOCKING_TORCHRUN = """#!/usr/bin/env bash
+python -c 'from llava.train.output_folder import locked; import sys
+with locked(sys.argv[1]): print("begin")' "$RUN_FOLDER" >>"$LAUNCHES"
+"""
+
+
+def test_a_training_has_its_scripts_lock_and_one_started_by_hand_is_waited_for(cluster):
+    Path(shutil.which("torchrun", path=cluster.path)).write_text(LOCKING_TORCHRUN)
+    folder = cluster.run / "stage1"
+    places = {"OUTPUT_ROOT": str(cluster.runs), "DATA_ROOT": str(cluster.data), "PATH": cluster.path}
+    places |= {"RUN_FOLDER": str(folder), "PYTHONPATH": str(ROOT)}
+    environment = clean_environment(NUM_GPUS="8", LAUNCHES=str(cluster.launch_log), **places)
+    with locked(str(folder)):
+        command = ["bash", str(ROOT / "scripts/comp/stage1.sh")]
+        script = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        assert "stage1: waiting for another start" in script.stderr.readline()
+        assert not cluster.launch_log.exists()
+    said = script.communicate(timeout=300)[1]
+    assert script.returncode == 0, said
+    assert cluster.launch_log.read_text() == "begin\n"

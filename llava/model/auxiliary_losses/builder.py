@@ -6,7 +6,8 @@ T = visual tokens of a micro-batch, S = samples, H = LLM width, V = vocabulary. 
          word_embeddings (V, H), num_samples=S) -> dict[str, Tensor]
 
 The value under the loss's own name enters the total; every other is detached and only logged: a pair (2,), a total and
-what to divide it by, which are each summed over micro-batches and processes first. A loss that
+what to divide it by, which are each summed over micro-batches and processes first. `NAME_sample_share` is such a pair:
+how many samples the loss `NAME` is a mean of, of how many; by it a mean over held-out data is weighted. A loss that
 compares tokens with words also offers how, for the report's map of words:
 
     loss.word_scores(visual_tokens (T, H), word_embeddings (V, H)) -> (T, V)

@@ -52,10 +52,11 @@ def typical_batch(stage: Stage, processor: ImageProcessor, records: Records | No
 
 
 def largest_batch(stage: Stage, processor: ImageProcessor) -> MicroBatch:
-    """Every sample has `--model_max_length` tokens, and one image of the most visual tokens among them."""
+    """Every sample has `--model_max_length` tokens, of images as many as fit, each of the most visual tokens."""
     visual = processor.num_visual_tokens(*LARGE_PHOTO)
-    text = max(stage.training.model_max_length - visual, 1)
-    return _batch(stage.training.per_device_train_batch_size, processor, LARGE_PHOTO, text, 1.0)
+    images = max((stage.training.model_max_length - 1) // visual, 1)  # a token has to be learnt
+    text = max(stage.training.model_max_length - images * visual, 1)
+    return _batch(stage.training.per_device_train_batch_size, processor, LARGE_PHOTO, text, images)
 
 
 def _batch(samples: int, processor: ImageProcessor, photo: tuple[int, int], text: int, images: float) -> MicroBatch:

@@ -10,7 +10,7 @@ ALIGNMENT=(--alignment_weight 0.05 --word_prior "$WORD_PRIOR")
 case $ROW in
   contrastive) ALIGNMENT=(--alignment_weight 0.05 --auxiliary_loss contrastive) ;;
   no_prior) ALIGNMENT=(--alignment_weight 0.05 --word_prior uniform) ;;
-  no_word_embedding) ALIGNMENT+=(--alignment_prototypes learnable) ;;
+  no_word_embedding) ALIGNMENT=(--alignment_weight 0.05 --word_prior uniform --alignment_prototypes learnable) ;;
   no_sinkhorn) ALIGNMENT+=(--alignment_mode sinkhorn --alignment_row_strength 0) ;; # which is a plain softmax
   none) ALIGNMENT_STAGES="" ;;
 esac

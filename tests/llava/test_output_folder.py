@@ -1,0 +1,101 @@
+"""One training writes into a folder, on one set of data, and an old checkpoint goes only when the new one is safe."""
+
+import json
+import os
+import shutil
+
+import pytest
+from filelock import FileLock
+
+from llava.train import output_folder
+from llava.train.arguments import parse_arguments
+from llava.train.train import build_stage, main
+from tests.llava import tiny
+from tests.llava.ranks import launch, train_alone
+
+
+def test_a_second_training_into_the_folder_is_refused(llm, siglip, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(output_folder, "SECONDS", 0.1)
+    arguments = tiny.stage_arguments(llm, siglip, data, tmp_path / "out", max_steps=1)
+    lock = tmp_path / ".out.lock"
+    with FileLock(lock), pytest.raises(SystemExit, match=r"--output_dir .*/out: another training writes into it"):
+        main(arguments)
+    assert not (tmp_path / "out").exists()
+    with FileLock(lock):
+        monkeypatch.setenv(output_folder.HELD, str(tmp_path / "elsewhere" / ".." / ".out.lock"))
+        main(arguments)  # by a script that holds it for this training
+    monkeypatch.delenv(output_folder.HELD)
+    with output_folder.locked(str(tmp_path / "out")), pytest.raises(SystemExit):
+        main(arguments)
+    main([*arguments, "--max_steps", "2"])  # it is free again
+
+
+def test_what_a_checkpoint_holds_is_on_the_disk_before_its_mark_and_before_an_older_one_goes(
+    llm, siglip, data, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    mark, older = out / "checkpoint-2/trainer_state.json", out / "checkpoint-1"
+    before_mark, before_deletion = set(), set()
+    sync = os.fsync
+
+    def seen(handle):
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        if not mark.exists():
+            before_mark.add(path)
+        if older.exists():
+            before_deletion.add(path)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    train_alone(tiny.stage_arguments(llm, siglip, data, out, **tiny.FULL_STAGE, **options))
+    assert not older.exists()
+    written = {str(path) for path in (mark.parent, *mark.parent.iterdir())}
+    assert str(mark.parent / "optimizer.pt") in written
+    assert written - {str(mark)} <= before_mark
+    assert written <= before_deletion
+
+
+def started(arguments):
+    return build_stage(*parse_arguments(arguments))[1]
+
+
+def test_a_run_is_not_continued_on_other_data(llm, siglip, tmp_path):
+    data = tiny.save_data(tmp_path / "data")
+    out, other = tmp_path / "out", tmp_path / "other"
+    mixture = data / "mix.yaml"
+    mixture.write_text("datasets:\n  - json_path: data.json\n    sampling_strategy: first:8\n")
+    options = {"data_path": mixture, "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    arguments = tiny.stage_arguments(llm, siglip, data, out, **options)
+    train_alone(arguments)
+    assert started(arguments).endswith("checkpoint-1")
+    shutil.copytree(data, other)
+    moved = [*arguments, "--data_path", str(other / "mix.yaml")]
+    assert started(moved).endswith("checkpoint-1")
+
+    (other / "mix.yaml").write_text("datasets:\n  - json_path: data.json\n    sampling_strategy: first:9\n")
+    with pytest.raises(ValueError, match=r"data\.json: 8 drawn are 9 now\. .*--allow_changed_data True"):
+        started(moved)
+    records = json.loads((data / "data.json").read_text())
+    records[0]["conversations"][1]["value"] = "The square is pink."
+    (data / "data.json").write_text(json.dumps(records))
+    with pytest.raises(SystemExit, match=r"data/data\.json has another content"):
+        main(arguments)
+    mixture.write_text(f"{mixture.read_text()}  - json_path: {other}/data.json\n")
+    with pytest.raises(ValueError, match=r"has another content, and 1 more"):
+        started(arguments)
+    assert started([*arguments, "--allow_changed_data", "True"]).endswith("checkpoint-1")
+    assert started(arguments).endswith("checkpoint-1")  # these are its data from here on
+    shutil.rmtree(out / "checkpoint-1")
+    assert started(moved) is None  # nothing to go on from
+
+
+@pytest.mark.slow
+def test_processes_go_on_from_the_checkpoint_that_the_first_one_sees(llm, siglip, data, tmp_path):
+    """What is asserted stands in `chosen_checkpoint.py`, which both ranks run."""
+    arguments = tiny.stage_arguments(llm, siglip, data, tmp_path / "out")
+    for step in (1, 2):
+        folder = tmp_path / "out" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+    launch(arguments, module="tests.llava.chosen_checkpoint")
