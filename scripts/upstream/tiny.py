@@ -2,14 +2,17 @@
 
     python tiny.py make FOLDER      a language model, a SigLIP tower and four records, in upstream's formats
     python tiny.py train FOLDER [FLAGS]
-    python tiny.py answer FOLDER
+    python tiny.py answer FOLDER [CHECKPOINT]
+    python tiny.py chat FOLDER
 
-Run with the Python of upstream's environment, from the top folder of the checkout. FOLDER is in reach as `.` then, since
-upstream looks for "llama", "yi" and "qwen" anywhere in a model's path.
+Run with the Python of upstream's environment from the top folder of the checkout. All happens in FOLDER, under relative
+names: upstream looks for "llama", "yi" and "qwen" anywhere in a model's path.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import sys
@@ -44,7 +47,7 @@ def make_qwen2(folder: Path) -> None:
         str(folder / "vocab.json"),
         str(folder / "merges.txt"),
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-        eos_token="<|im_end|>",
+        eos_token="<|im_end|>",  # noqa: S106
     )
     tokenizer.save_pretrained(folder)
     config = Qwen2Config(
@@ -160,32 +163,54 @@ def train(kind: str, flags: list[str]) -> None:
     upstream_train()
 
 
-def answer(kind: str) -> None:
-    """What the trained checkpoint says about an image, by upstream's own loader and preparation."""
-    from llava.constants import IMAGE_TOKEN_INDEX
-    from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+def load(kind: str, path: str) -> tuple:
+    """Upstream's loader, on a CPU."""
+    from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
 
-    path = f"./{CHECKPOINTS[kind]}"
-    options = {"attn_implementation": "sdpa"} if kind == "next" else {"device": "cpu"}
-    dtype = {"torch_dtype": "bfloat16"} if kind == "next" else {}
-    tokenizer, model, processor, _ = load_pretrained_model(
-        path, None, get_model_name_from_path(path), device_map="auto", **options, **dtype
+    options = {"attn_implementation": "sdpa", "torch_dtype": "bfloat16"} if kind == "next" else {"device": "cpu"}
+    tokenizer, model, *rest = load_pretrained_model(
+        path, None, get_model_name_from_path(path), device_map="auto", **options
     )
-    model.to(torch.bfloat16)
-    ids = tokenizer_image_token("<image>\nWhich colour is the square?", tokenizer, IMAGE_TOKEN_INDEX, "pt")[None]
+    return tokenizer, model.to(torch.bfloat16), *rest
+
+
+def answer(kind: str, checkpoint: str) -> None:
+    """What a trained checkpoint says about each image, by upstream's own loader and preparation."""
+    from llava.constants import IMAGE_TOKEN_INDEX
+    from llava.mm_utils import process_images, tokenizer_image_token
+
+    tokenizer, model, processor, _ = load(kind, f"./{checkpoint}")
+    ids = tokenizer_image_token(f"<image>\n{TEXTS[0]}", tokenizer, IMAGE_TOKEN_INDEX, "pt")[None]
     for name in ("wide", "tall"):
         image = Image.open(f"images/{name}.png")
-        pixels = process_images([image], processor, model.config)
-        pixels = [each.to(torch.bfloat16) for each in pixels]
+        pixels = [each.to(torch.bfloat16) for each in process_images([image], processor, model.config)]
         with torch.inference_mode():
             out = model.generate(ids, images=pixels, image_sizes=[image.size], do_sample=False, max_new_tokens=8)
-        print(f"answer about {name}.png, image tensor {tuple(pixels[0].shape)}: {out[0].tolist()}")  # noqa: T201
+        print(f"answer about {name}.png, image tensor {tuple(pixels[0].shape)}: {out[0].tolist()}")
+
+
+def chat(kind: str) -> None:
+    """One question to upstream's own command-line chat, which asks for a GPU by name."""
+    from llava.serve import cli
+
+    torch.Tensor.cuda = lambda tensor, *_, **__: tensor
+
+    def load_in_float32(path: str, *_: object, **__: object) -> tuple:
+        tokenizer, model, *rest = load(kind, path)
+        return tokenizer, model.float(), *rest
+
+    cli.load_pretrained_model = load_in_float32
+    sys.stdin = io.StringIO(f"{TEXTS[0]}\n\n")
+    template = {"next": "qwen_1_5", "llava": "llava_v1"}[kind]
+    options = {"model_base": None, "conv_mode": template, "temperature": 0.2, "max_new_tokens": 16, "device": "cpu"}
+    flags = {"load_8bit": False, "load_4bit": False, "debug": False, "num_gpus": 1}
+    cli.main(argparse.Namespace(model_path=f"./{CHECKPOINTS[kind]}", image_file="images/wide.png", **options, **flags))
 
 
 def main() -> None:
-    """make | train | answer."""
-    action, folder, *flags = sys.argv[1:]
+    """make | train | answer | chat."""
+    action, folder, *rest = sys.argv[1:]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     root = Path.cwd()
     sys.path.insert(0, str(root))
@@ -193,9 +218,11 @@ def main() -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     if action == "train":
-        train(kind, flags)
+        train(kind, rest)
+    elif action == "answer":
+        answer(kind, *rest or [CHECKPOINTS[kind]])
     else:
-        {"make": make, "answer": answer}[action](kind)
+        {"make": make, "chat": chat}[action](kind)
 
 
 if __name__ == "__main__":
