@@ -13,7 +13,8 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from comp_patches.sdpa import is_compiling, sdpa_by_length, sdpa_operator
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segmen
     Returns:
         (P, h, d).
     """
-    if not torch.compiler.is_compiling() and segments.bounds[-1] != len(query):
+    if not is_compiling() and segments.bounds[-1] != len(query):
         raise ValueError(f"The segments cover {int(segments.bounds[-1])} tokens, but there are {len(query)}.")
     if not segments.max_seqlen:
         return query + 0 * (key + value)  # no tokens; the graph still reaches every weight
@@ -146,32 +147,9 @@ def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, head_dim: 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     """scaled_dot_product_attention, one call for all segments of a length: the only loop over images in the tower."""
-    if torch.compiler.is_compiling():
-        return _sdpa_op(query, key, value, segments.bounds)
-    return _sdpa_by_length(query, key, value, segments.lengths)
-
-
-def _sdpa_by_length(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    packed = [states.split(lengths) for states in (query, key, value)]
-    outputs = list(packed[0])
-    for equal in _same_length(lengths):
-        batches = [_batch([states[i] for i in equal]).transpose(1, 2) for states in packed]  # (n, h, length, d)
-        attended = F.scaled_dot_product_attention(*batches).transpose(1, 2)
-        for i, output in zip(equal, attended.unbind(), strict=True):
-            outputs[i] = output
-    return torch.cat(outputs)
-
-
-def _batch(segments: list[Tensor]) -> Tensor:
-    return segments[0][None] if len(segments) == 1 else torch.stack(segments)  # a lone segment needs no copy
-
-
-@lru_cache(maxsize=64)  # the layers of a tower ask with the same segments
-def _same_length(lengths: tuple[int, ...]) -> list[list[int]]:
-    by_length: dict[int, list[int]] = {}
-    for i, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(i)
-    return list(by_length.values())
+    if is_compiling():
+        return sdpa_operator(query, key, value, segments.bounds)
+    return sdpa_by_length(query, key, value, segments.lengths)
 
 
 def _flash_attention_2(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
@@ -208,46 +186,3 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Segments], Tensor]] = {
     "varlen": _varlen,
     "flex": _flex,
 }
-
-
-def _sdpa_gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]):
-    # An operator's body runs below autograd; the guard brings it back.
-    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False), torch.enable_grad():
-        inputs = [states.detach().requires_grad_() for states in (query, key, value)]
-        gradients = torch.autograd.grad(_sdpa_by_length(*inputs, lengths), inputs, grad)
-    return tuple(gradient.contiguous() for gradient in gradients)
-
-
-@torch.library.custom_op("comp_patches::packed_sdpa", mutates_args=())
-def _sdpa_op(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
-    """One opaque node of a compiled graph: the segments are data, so new grids compile nothing anew."""
-    return _sdpa_by_length(query, key, value, tuple(bounds.diff().tolist())).contiguous()
-
-
-@_sdpa_op.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
-    return torch.empty_like(query, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("comp_patches::packed_sdpa_backward", mutates_args=())
-def _sdpa_backward_op(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes the attention again: an opaque node keeps nothing but its inputs."""
-    return _sdpa_gradients(grad, query, key, value, tuple(bounds.diff().tolist()))
-
-
-@_sdpa_backward_op.register_fake
-def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor):
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
-
-
-def _keep_inputs(ctx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _sdpa_gradient(ctx, grad: Tensor):
-    return (*_sdpa_backward_op(grad, *ctx.saved_tensors), None)
-
-
-_sdpa_op.register_autograd(_sdpa_gradient, setup_context=_keep_inputs)

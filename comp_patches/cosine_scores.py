@@ -15,9 +15,9 @@ ROWS_AT_A_TIME = 2048
 # A shorter row has no direction: its cosines are 0, where a division would give a gradient of 1 / length.
 SHORTEST = 1e-12
 # Where PyTorch keeps whether products may run in TF32, and what means no. Before 2.9 the setting has an older name; in
-# later ones, to use both is an error.
+# later ones, to use both is an error. (Not asked for with hasattr: 2.1 answers with an AssertionError.)
 TF32_SETTING, NO_TF32 = (
-    ("fp32_precision", "ieee") if hasattr(torch.backends.cuda.matmul, "fp32_precision") else ("allow_tf32", False)
+    ("fp32_precision", "ieee") if hasattr(torch.backends, "fp32_precision") else ("allow_tf32", False)
 )
 
 

@@ -139,10 +139,8 @@ class PackedVisionTransformer(nn.Module):
         return Piece(states, segments, rotary, patch_rows)
 
     def _attention_backend(self, states: Tensor) -> str:
-        device, dtype = states.device, states.dtype
-        autocasts = torch.amp.is_autocast_available(device.type)  # the meta device cannot even be asked
-        if autocasts and torch.is_autocast_enabled(device.type):  # queries, keys and values leave a linear layer
-            dtype = torch.get_autocast_dtype(device.type)
+        device = states.device
+        dtype = autocast_dtype(device.type) or states.dtype  # queries, keys and values leave a linear layer
         asked, trains = self.config.attn_implementation, torch.is_grad_enabled()
         return choose_backend(asked, device, dtype, self.config.head_dim, trains)
 
@@ -229,3 +227,13 @@ def pieces_of(frames: Sequence[tuple[int, int]], num_prefix_tokens: int = 0) -> 
         pieces[-1].append((rows, cols))
         total += length
     return pieces
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast computes linear layers in on such a device, or None where it is off."""
+    if not hasattr(torch, "get_autocast_dtype"):  # before PyTorch 2.4, two kinds of device have a function each
+        if device_type == "cpu":
+            return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+        return torch.get_autocast_gpu_dtype() if device_type == "cuda" and torch.is_autocast_enabled() else None
+    autocasts = torch.amp.is_autocast_available(device_type)  # the meta device cannot even be asked
+    return torch.get_autocast_dtype(device_type) if autocasts and torch.is_autocast_enabled(device_type) else None

@@ -14,7 +14,7 @@ BRIDGES = ("llava_plugin.py", "hf.py", "commands", "upstream")
 
 # Inside the method, lowest first: a module imports from lower rows only.
 METHOD_LAYERS = [
-    {"grid", "packing", "checkpoint", "cosine_scores", "adapter", "alignment_targets"},
+    {"grid", "packing", "checkpoint", "cosine_scores", "adapter", "alignment_targets", "sdpa"},
     {"image_processor", "rope", "position_embedding", "attention", "word_prior", "alignment_cross_entropy"},
     {"layers", "alignment_loss"},
     {"vision_config", "alignment_module"},
