@@ -188,7 +188,7 @@ class LlavaMetaForCausalLM:
                 f"The text has {len(places)} places for visual tokens, but the {len(image_grid_thw)} image(s) give "
                 f"{len(visual_tokens)}. Were the placeholders expanded with another processor than the images?"
             )
-        return inputs_embeds.index_copy(1, places, visual_tokens[None].to(inputs_embeds.dtype)), visual_tokens
+        return inputs_embeds.index_copy(1, places, visual_tokens[None].to(inputs_embeds)), visual_tokens
 
     def _without_images(self, inputs_embeds: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """In training every rank runs the tower, else collectives of sharded or data-parallel runs never meet."""

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -26,7 +27,11 @@ SMALL = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 OWN = {
+    "mixtral": {"num_local_experts": 3, "sliding_window": None},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 40},
+    "qwen3_moe": EXPERTS,
     "mistral": {"sliding_window": 7},
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
 }
@@ -43,6 +48,11 @@ def bare(request, tmp_path_factory):
         torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
     return folder
+
+
+def keys_of(folder):
+    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+        return set(tensors.keys())
 
 
 def test_a_packed_row_is_its_samples_one_by_one(bare):
@@ -68,6 +78,7 @@ def test_a_model_trains_and_a_copy_of_its_checkpoint_answers_alike(bare, siglip,
     train_alone(tiny.stage_arguments(bare, siglip, data, out, **flags))
     model_type = json.loads((out / "config.json").read_text())["model_type"]
     assert model_type == OF_BARE_LLMS[family].config_class.model_type
+    assert keys_of(bare) <= keys_of(out)  # the experts of a mixture one by one, as everywhere
     copy = out.rename(tmp_path / "k3j9")
     _, model, _, _ = load_pretrained_model(str(copy), device="cpu")
     assert type(model) is OF_BARE_LLMS[family]
