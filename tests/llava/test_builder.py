@@ -2,13 +2,16 @@
 
 import inspect
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from llava.model.loading import load_config
 from tests.llava import tiny
@@ -173,3 +176,75 @@ def test_llavas_first_name_for_its_config_is_understood(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = load_config(str(tmp_path))
     assert (type(found).__name__, found.model_type, found.hidden_size) == ("LlavaConfig", "llava_llama", 48)
+
+
+def test_names_of_folders_decide_nothing_and_a_copy_answers_bit_by_bit(full, siglip, tmp_path):
+    """LLaVA takes a class by `llama`, `yi` or `qwen` anywhere in the path, and any local tower for CLIP."""
+    copies = [shutil.copytree(full, tmp_path / "yi" / name) for name in ("llama-mistral-lora", "kq3xz9")]
+    pixels, grids = torch.randn(16, 3 * 8 * 8, generator=torch.Generator().manual_seed(3)), torch.tensor([[1, 4, 4]])
+    prompt = [torch.tensor([5, IMAGE_TOKEN_INDEX, 9, 11])]
+    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    answers = []
+    for folder in (full, *copies):
+        _, model, processor, _ = load_pretrained_model(str(folder), None, folder.name, device="cpu")
+        assert type(model).__name__ == "LlavaQwenForCausalLM"
+        assert processor.patch_size == 8
+        answers.append(model.generate(prompt, pixel_values=pixels, image_grid_thw=grids, pad_token_id=0, **options))
+    for answer in answers[1:]:
+        assert torch.equal(answer.sequences, answers[0].sequences)
+        assert torch.equal(torch.stack(answer.logits), torch.stack(answers[0].logits))
+
+
+class Bomb:
+    """Unpickled by a careless reader, it makes a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_pickle_that_runs_code_is_not_run(adapter, llm, tmp_path):
+    torch.save({"model.mm_projector.0.weight": Bomb(tmp_path / "it_ran")}, adapter / "mm_projector.bin")
+    with pytest.raises(ValueError, match=r"mm_projector\.bin cannot be read"):
+        load_pretrained_model(str(adapter), str(llm), device="cpu")
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.fixture
+def llava_lora(full, llm, tmp_path):
+    """A LoRA folder as LLaVA and the peft of its day write it: pickles, suffixes, no tokenizer, names one level up."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        load_pretrained_model(str(full), device="cpu")[1], LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    torch.manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or "mm_projector" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path / "llava-lora"
+    model.save_pretrained(folder, safe_serialization=True)
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    others = {name: value.detach() for name, value in model.named_parameters() if "mm_projector" in name}
+    torch.save(others, folder / "non_lora_trainables.bin")
+    model.config.save_pretrained(folder)
+    merged = model.merge_and_unload()
+    return folder, merged
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "model.", ""])
+@torch.no_grad()
+def test_a_lora_folder_of_llavas_is_merged(llava_lora, full, prefix):
+    folder, merged = llava_lora
+    others = torch.load(folder / "non_lora_trainables.bin", weights_only=True)
+    renamed = {prefix + name.removeprefix("base_model.model."): tensor for name, tensor in others.items()}
+    torch.save(renamed, folder / "non_lora_trainables.bin")
+    tokenizer, model, _, _ = load_pretrained_model(str(folder), str(full), "llava-qwen-lora", device="cpu")
+    ids = torch.arange(6)[None]
+    torch.testing.assert_close(model(ids).logits, merged(ids).logits, rtol=1e-5, atol=1e-5)
+    weight = model.get_model().mm_projector.state_dict()["0.weight"]
+    assert torch.equal(weight, others["base_model.model.model.mm_projector.0.weight"])
+    assert tokenizer("red").input_ids

@@ -71,6 +71,24 @@ def test_a_packed_row_is_its_samples_one_by_one(bare):
         torch.testing.assert_close(logits, reference(row[None]).logits[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bare", ["qwen2", "mistral"], indirect=True)
+def test_a_longer_context_by_yarn_is_kept(bare):
+    """LLaVA's Qwen and Mistral set rope_scaling to None as they are built."""
+    config = json.loads((bare / "config.json").read_text())
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0}
+    (bare / "config.json").write_text(json.dumps(config | {"rope_parameters": yarn}))
+    try:
+        reference = AutoModelForCausalLM.from_pretrained(bare).eval()
+        model = load_pretrained_model(str(bare), device="cpu")[1]
+    finally:
+        (bare / "config.json").write_text(json.dumps(config))
+    assert model.config.rope_parameters["factor"] == 4.0
+    ids = torch.arange(30)[None]
+    torch.testing.assert_close(model(ids).logits, reference(ids).logits, rtol=1e-5, atol=1e-6)
+    plain = load_pretrained_model(str(bare), device="cpu")[1]
+    assert (plain(ids).logits - model(ids).logits).abs().max() > 2e-5
+
+
 def test_a_model_trains_and_a_copy_of_its_checkpoint_answers_alike(bare, siglip, data, tmp_path):
     out = tmp_path / "out"
     family = json.loads((bare / "config.json").read_text())["model_type"]
