@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
+from llava.constants import DEFAULT_IMAGE_TOKEN
+
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 
@@ -55,6 +57,7 @@ class Conversation:
         sep: Ends a turn.
         version: Family of the template.
         stop_str: Generation ends where the model says this.
+        image_marks: Where set, a turn's images stand before its words, each between these two.
     """
 
     system: str
@@ -64,6 +67,7 @@ class Conversation:
     sep: str = IM_END
     version: str = "Unknown"
     stop_str: str | None = None
+    image_marks: tuple[str, str] | None = None
 
     def append_message(self, role: str, message: str | None) -> None:
         """Add a turn; None leaves it open for the model to say."""
@@ -93,7 +97,15 @@ class Conversation:
                 Span(self.sep, Part.END),
                 Span("\n", Part.TAIL),
             ]
-        return [Span(f"{role}\n{text}{self.sep}\n", Part.CONTEXT)]
+        return [Span(f"{role}\n{self._images_first(text)}{self.sep}\n", Part.CONTEXT)]
+
+    def _images_first(self, text: str) -> str:
+        """A question with its images where the template wants them: in the text, or before all of it."""
+        if self.image_marks is None:
+            return text
+        start, end = self.image_marks
+        words = text.replace(f"{DEFAULT_IMAGE_TOKEN}\n", "").replace(DEFAULT_IMAGE_TOKEN, "")
+        return f"{start}{DEFAULT_IMAGE_TOKEN}{end}" * text.count(DEFAULT_IMAGE_TOKEN) + words
 
     def _plain_turn(self, index: int, role: str, text: str | None) -> list[Span]:
         """No role is written, so the place in the conversation tells an answer. Unlike LLaVA's `get_prompt`, nothing is
@@ -132,10 +144,12 @@ def _chatml(system_prompt: str) -> Conversation:
 conv_plain = Conversation(system="", roles=("", ""), sep_style=SeparatorStyle.PLAIN, sep="\n", stop_str="\n")
 conv_qwen = _chatml("You are a helpful assistant.")
 conv_qwen_2_5 = _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
+conv_qwen_2_vl = replace(conv_qwen, image_marks=("<|vision_start|>", "<|vision_end|>"))
 
 conv_templates: dict[str, Conversation] = {
     "plain": conv_plain,
     "qwen_1_5": conv_qwen,
     "qwen_2": conv_qwen,
     "qwen_2_5": conv_qwen_2_5,
+    "qwen_2_vl": conv_qwen_2_vl,
 }

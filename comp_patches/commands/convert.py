@@ -1,8 +1,9 @@
-"""To and from the authors' CoMP-SigLIP and CoMP-DINOv2 folders: `python -m comp_patches.convert SOURCE OUT`.
+"""To and from the authors' CoMP-SigLIP, CoMP-DINOv2 and CoMP-MM folders: `python -m comp_patches.convert SOURCE OUT`.
 
-What SOURCE is, its config.json says; OUT is the other format. There and back gives the same tensors, bit by bit, under
-the same keys, and the same config files: what this project has no use for (the adapter `merger.*`, the class token's
-row of DINOv2's position table, the authors' own config files) lies in OUT/release and comes back from there.
+What SOURCE is, its config.json says; OUT is the other format. CoMP-MM comes to ours only. A tower's way there and back
+gives the same tensors, bit by bit, under the same keys, and the same config files: what this project has no use for
+(the adapter `merger.*`, the class token's row of DINOv2's position table, the authors' own config files) lies in
+OUT/release and comes back from there.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from comp_patches.checkpoint import (
     save_checkpoint,
     write_json,
 )
+from comp_patches.commands import convert_lmm
 from comp_patches.commands.export import check_new
 from comp_patches.families import family_of
 from comp_patches.families.comp_release import AS_RELEASED
@@ -47,16 +49,19 @@ _ARCHITECTURES = {name for family in RELEASED.values() for name in family.archit
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, convert."""
     parser = argparse.ArgumentParser(prog="python -m comp_patches.convert", description=__doc__.partition(":")[0])
-    parser.add_argument("source", help="folder or hub id: the authors' CoMP-SigLIP or CoMP-DINOv2, or this project's")
+    parser.add_argument("source", help="folder or hub id: the authors' CoMP-SigLIP, -DINOv2 or -MM, or a tower of ours")
     parser.add_argument("out", help="new folder, in the other of the two formats")
+    parser.add_argument(
+        "--vision-model", help="CoMP-MM only: folder or hub id of the vision model that its config.json names"
+    )
     options = parser.parse_args(arguments)
     from llava.utils import mistakes_in_one_line
 
     with mistakes_in_one_line():
-        run(options.source, Path(options.out))
+        run(options.source, Path(options.out), options.vision_model)
 
 
-def run(source: str, out: Path) -> None:
+def run(source: str, out: Path, vision_model: str | None = None) -> None:
     """Convert in the direction that config.json asks for."""
     check_new(out)
     path = resolve(source, weights=True)
@@ -65,11 +70,14 @@ def run(source: str, out: Path) -> None:
         to_release(path, out)
     elif set(raw.get("architectures") or ()) & _ARCHITECTURES:
         from_release(path, out)
+    elif convert_lmm.ARCHITECTURE in (raw.get("architectures") or ()):
+        convert_lmm.from_release(source, path, out, vision_model)
     else:
         raise ValueError(
             f"{path} is in neither format: its config.json has model_type {raw.get('model_type')!r} and architectures "
             f"{raw.get('architectures')}. Expected model_type {MODEL_TYPE!r} (python -m comp_patches.export makes it "
-            f"of a LLaVA checkpoint) or one of the architectures {', '.join(sorted(_ARCHITECTURES))}."
+            f"of a LLaVA checkpoint) or one of the architectures "
+            f"{', '.join(sorted(_ARCHITECTURES | {convert_lmm.ARCHITECTURE}))}."
         )
 
 

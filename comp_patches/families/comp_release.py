@@ -6,10 +6,12 @@ The adapter that their files hold (`merger.*`) is no part of the tower: `load_ad
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from comp_patches.adapter import DownsampleMLP
 from comp_patches.checkpoint import TensorFiles, resolve
@@ -44,16 +46,20 @@ def _as_trained(config: VisionTransformerConfig, hf_config: dict[str, Any]) -> V
     )
 
 
-def load_adapter(name_or_path: str) -> DownsampleMLP:
-    """The adapter that a released vision model ships beside its tower, to the width of the LLM it was trained with."""
-    files = TensorFiles(resolve(name_or_path, weights=True))
+def adapter_tensors(files: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The adapter's tensors under our names, out of a released vision model's; `where` is for messages."""
     names = {
         f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in _ADAPTER_NAMES.items() for kind in ("weight", "bias")
     }
     missing = [key for key in names.values() if key not in files]
     if missing:
-        raise ValueError(f"{name_or_path} holds no adapter: it lacks {', '.join(missing)}.")
-    tensors = {ours: files[key] for ours, key in names.items()}
+        raise ValueError(f"{where} holds no adapter: it lacks {', '.join(missing)}.")
+    return {ours: files[key] for ours, key in names.items()}
+
+
+def load_adapter(name_or_path: str) -> DownsampleMLP:
+    """The adapter that a released vision model ships beside its tower, to the width of the LLM it was trained with."""
+    tensors = adapter_tensors(TensorFiles(resolve(name_or_path, weights=True)), name_or_path)
     width, (llm_width, merged_width) = len(tensors["norm.weight"]), tensors["2.weight"].shape
     with torch.device("meta"):
         adapter = DownsampleMLP(width, llm_width, merge_size=math.isqrt(merged_width // width))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from llava.model.attention import packed_attention_kwargs
 from llava.model.decoding_loss import decoding_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_rope import MultimodalRotary, multimodal_positions, next_positions, rotating_by
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "LlavaOutput", "expand_placeholders"]
 
@@ -46,6 +47,16 @@ class LlavaMetaModel:
             self.mm_projector = build_vision_projector(
                 config.mm_projector_type, config.mm_hidden_size, config.hidden_size, self.vision_tower.merge_size
             )
+        if getattr(config, "mm_mrope_section", None):
+            head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            self.rotary_emb = MultimodalRotary(self.rotary_emb, config.mm_mrope_section, head_dim)
+
+    def forward(self, *args: Any, position_ids: Tensor | None = None, **kwargs: Any):
+        """The LLM's own; `position_ids` may be (3, B, L), see `llava.model.multimodal_rope`."""
+        if position_ids is None or position_ids.ndim == 2:
+            return super().forward(*args, position_ids=position_ids, **kwargs)
+        with rotating_by(position_ids):
+            return super().forward(*args, **kwargs)
 
     def get_vision_tower(self) -> nn.Module | None:
         return getattr(self, "vision_tower", None)
@@ -66,6 +77,15 @@ class LlavaMetaModel:
         """(N, 3) patches per axis -> the N images' visual tokens, on the host."""
         grids = image_grid_thw.tolist() if isinstance(image_grid_thw, Tensor) else image_grid_thw
         return [math.prod(grid) // self.mm_projector.merge for grid in grids]
+
+    def row_positions(self, input_ids: Tensor, image_grid_thw: Grids, cu_seqlens: Sequence[int]) -> Tensor | None:
+        """M-RoPE's (3, 1, L) for a packed row (1, L) with images; None where the LLM counts tokens, as most do."""
+        if not getattr(self.config, "mm_mrope_section", None) or len(image_grid_thw) == 0:
+            return None
+        grids = image_grid_thw.tolist() if isinstance(image_grid_thw, Tensor) else image_grid_thw
+        side = math.isqrt(self.mm_projector.merge)
+        merged = [(frames, rows // side, columns // side) for frames, rows, columns in grids]
+        return multimodal_positions(input_ids[0] == IMAGE_TOKEN_INDEX, merged, cu_seqlens)
 
 
 class LlavaMetaForCausalLM:
@@ -125,13 +145,15 @@ class LlavaMetaForCausalLM:
 
         Args:
             input_ids: (1, L), IMAGE_TOKEN_INDEX at every visual token.
-            position_ids: (1, L), restarting at each sample.
+            position_ids: (1, L), restarting at each sample; under M-RoPE those of images are worked out here.
             cu_seqlens: S + 1 numbers, where samples begin and end.
             pixel_values: (P, 3·p·p); image_grid_thw: (N, 3); image_sample: N numbers, the sample an image belongs to.
             labels: (1, L) or None; without labels the logits of the whole row are returned instead of losses.
             align_stream: the packed answers' text, `align_*`; read only when an auxiliary loss is on.
         """
         inputs_embeds, visual_tokens = self.embed_multimodal(input_ids, pixel_values, image_grid_thw)
+        with_images = self.get_model().row_positions(input_ids, image_grid_thw, cu_seqlens)
+        position_ids = position_ids if with_images is None else with_images
         hidden_states = self._run_packed(cu_seqlens, inputs_embeds=inputs_embeds, position_ids=position_ids)
         if labels is None:
             return LlavaOutput(logits=self.lm_head(hidden_states))
@@ -166,7 +188,7 @@ class LlavaMetaForCausalLM:
                 f"The text has {len(places)} places for visual tokens, but the {len(image_grid_thw)} image(s) give "
                 f"{len(visual_tokens)}. Were the placeholders expanded with another processor than the images?"
             )
-        return inputs_embeds.index_copy(1, places, visual_tokens[None].to(inputs_embeds.dtype)), visual_tokens
+        return inputs_embeds.index_copy(1, places, visual_tokens[None].to(inputs_embeds)), visual_tokens
 
     def _without_images(self, inputs_embeds: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """In training every rank runs the tower, else collectives of sharded or data-parallel runs never meet."""
@@ -237,9 +259,21 @@ class LlavaMetaForCausalLM:
             tokens = tokens[count:]
         if tokens:
             raise ValueError(f"{len(tokens)} image(s) more than <image> placeholders in the prompt(s).")
-        packed, _ = self.embed_multimodal(torch.cat(expanded)[None], pixel_values, image_grid_thw)
-        inputs_embeds, attention_mask = pad_left(packed[0].split([len(row) for row in expanded]))
+        lengths, packed_ids = [len(row) for row in expanded], torch.cat(expanded)[None]
+        packed, _ = self.embed_multimodal(packed_ids, pixel_values, image_grid_thw)
+        inputs_embeds, attention_mask = pad_left(packed[0].split(lengths))
+        positions = self.get_model().row_positions(packed_ids, image_grid_thw, [0, *accumulate(lengths)])
+        if positions is not None:
+            positions, _ = pad_left(positions[:, 0].T.split(lengths))
+            kwargs["position_ids"] = positions.permute(2, 0, 1)
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any):
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+        positions = updated.get("position_ids")
+        if positions is not None and positions.ndim == 3:
+            updated["position_ids"] = torch.cat((positions[..., :-1], next_positions(positions[..., :-1])), dim=-1)
+        return updated
 
 
 def repeated(numbers: Sequence[int], times: Sequence[int], device: torch.device) -> Tensor:

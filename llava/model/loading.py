@@ -20,6 +20,7 @@ from llava.model.sharding import full_shape, gathered
 
 logger = logging.getLogger(__name__)
 
+LLAVA_CLASSES = {model.__name__: model for model in LLAVA_MODELS.values()}
 ADAPTER_FILE = "mm_projector.bin"  # LLaVA's own file for a checkpoint of the adapter alone
 
 
@@ -41,6 +42,15 @@ def load_config(path: str) -> Any:
         raw = AutoConfig.from_pretrained(path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}/config.json is not valid JSON: {error}") from error
+    named = LLAVA_CLASSES.get((raw.architectures or [""])[0])
+    if named is not None and raw.model_type not in LLAVA_MODELS:  # LLaVA-1.5 wrote "llava", now transformers' own
+        written, _ = named.config_class.get_config_dict(path)
+        return named.config_class(**{key: value for key, value in written.items() if key != "model_type"})
+    return as_llava_config(raw)
+
+
+def as_llava_config(raw: Any) -> Any:
+    """A bare LLM's config in its LLaVA form; a LLaVA config as it is."""
     config_class = llava_class(raw.model_type).config_class
     if isinstance(raw, config_class):
         return raw
@@ -55,10 +65,12 @@ def load_weights(
     dtype: torch.dtype | str | None = None,
     attn_implementation: str = "auto",
     quantization_config: Any = None,
+    device_map: Any = None,
 ) -> PreTrainedModel:
     """A LLaVA model (or, without `mm_vision_tower` in the config, a bare LLM in LLaVA's class) with its weights.
 
-    Strict: a missing or misshapen weight is an error that names it; an unexpected one is logged.
+    Strict: a missing or misshapen weight is an error that names it; an unexpected one is logged. Where a checkpoint
+    holds nothing of its tower, as LLaVA's do that never trained it, the tower's own weights are taken.
     """
     try:
         model, info = llava_class(config.model_type).from_pretrained(
@@ -67,6 +79,7 @@ def load_weights(
             dtype=dtype or torch.float32,
             attn_implementation=resolve_attention(attn_implementation),
             quantization_config=quantization_config,
+            device_map=device_map,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that _check_coverage can say which, and both shapes
         )
@@ -74,8 +87,23 @@ def load_weights(
         raise ValueError(
             f"A weight file in {path} cannot be read ({error}). Was it cut short while copying?"
         ) from error
-    _check_coverage(path, model, info)
+    lacking = _fill_tower(model, set(info["missing_keys"]))
+    _check_coverage(path, model, info, lacking)
     return model
+
+
+def _fill_tower(model: PreTrainedModel, missing: set[str]) -> list[str]:
+    """The tower's own weights, if the checkpoint had none of them; returns what is still missing."""
+    tower = model.get_vision_tower()
+    prefix = "model.vision_tower."
+    of_tower = {prefix + name for name in tower.state_dict()} if tower is not None else set()
+    if not of_tower or not of_tower <= missing:
+        return sorted(missing)
+    logger.info("The checkpoint holds no tower; its weights come from %s", model.config.mm_vision_tower)
+    own = load_vision_tower(model.config.mm_vision_tower).state_dict()
+    with gathered(tower.parameters(), modify=True):
+        tower.load_state_dict(own)
+    return sorted(missing - of_tower)
 
 
 def attach_vision(
@@ -137,8 +165,8 @@ def load_adapter_file(projector: torch.nn.Module, file: str | Path) -> None:
         projector.load_state_dict(weights)
 
 
-def _check_coverage(path: str, model: PreTrainedModel, info: Any) -> None:
-    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+def _check_coverage(path: str, model: PreTrainedModel, info: Any, missing: list[str]) -> None:
+    mismatched = sorted(info["mismatched_keys"])
     if mismatched:
         name, in_file, in_model = mismatched[0]
         raise ValueError(

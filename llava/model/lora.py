@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 LORA_CONFIG_FILE = "adapter_config.json"
 LORA_FILE = "adapter_model.safetensors"
+LORA_PICKLE = "adapter_model.bin"  # what peft wrote until 2023, and LLaVA-1.5's folders hold
 OTHERS_FILE = "non_lora_trainables.bin"
 PREFIX = "base_model.model."
 
@@ -41,14 +42,25 @@ def lora_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def read_lora(folder: str | Path) -> dict[str, Tensor]:
-    """Every tensor of LORA_FILE and OTHERS_FILE."""
+    """Every tensor of LORA_FILE and OTHERS_FILE, by the names of a model under peft."""
     try:
         others = torch.load(Path(folder) / OTHERS_FILE, map_location="cpu", weights_only=True)
-        return load_file(Path(folder) / LORA_FILE) | others
+        if (Path(folder) / LORA_PICKLE).is_file() and not (Path(folder) / LORA_FILE).is_file():
+            of_lora = torch.load(Path(folder) / LORA_PICKLE, map_location="cpu", weights_only=True)
+        else:
+            of_lora = load_file(Path(folder) / LORA_FILE)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} has {LORA_CONFIG_FILE} but no {Path(error.filename or '').name}.") from error
     except Exception as error:  # torch's and safetensors' are of many classes
         raise ValueError(f"{folder}: its LoRA weights cannot be read ({error}). Were they cut short?") from error
+    return of_lora | {_under_peft(name): tensor for name, tensor in others.items()}
+
+
+def _under_peft(name: str) -> str:
+    """LLaVA's readers take `base_model.model.model.x`, `model.model.x` and `model.x` for the same."""
+    name = name.removeprefix("base_model.")
+    is_deep = name.startswith(("model.model.", "model.lm_head."))
+    return PREFIX + (name.removeprefix("model.") if is_deep else name)
 
 
 def fill(parameters: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: str | Path) -> None:
@@ -72,8 +84,10 @@ def merge_lora(model: nn.Module, folder: str) -> nn.Module:
     from peft import LoraConfig, LoraModel
 
     plain = {PREFIX + name: parameter for name, parameter in model.named_parameters()}
-    adapted = LoraModel(model, LoraConfig.from_pretrained(folder), "default")
-    found = read_lora(folder)
+    found, config = read_lora(folder), LoraConfig.from_pretrained(folder)
+    # LLaVA's configs say `q_proj`, which a tower may have too; the weights say exactly what was adapted.
+    config.target_modules = {name.removeprefix(PREFIX).split(".lora_")[0] for name in found if ".lora_" in name}
+    adapted = LoraModel(model, config, "default")
     others = {name for name in found if name in plain} | {name for name in plain if ".mm_projector." in name}
     fill(lora_tensors(model) | {name: plain[name] for name in others}, found, folder)
     return adapted.merge_and_unload(safe_merge=True)

@@ -1,11 +1,9 @@
-"""Every training flag: LLaVA's own names, CoMP's beside them, and the older names that scripts still use."""
+"""Every training flag: LLaVA's own names, CoMP's beside them. Names that scripts still use: `old_flags.py`."""
 
 from __future__ import annotations
 
 import difflib
-import logging
 import sys
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,22 +12,8 @@ from transformers import HfArgumentParser
 
 from llava.model.multimodal_encoder.base import TOWER_OPTIONS
 from llava.train.lora import LoraArguments
+from llava.train.old_flags import current_flags
 
-logger = logging.getLogger(__name__)
-
-# Other names -> ours. The first five are the CoMP authors' release's, the next LLaVA-NeXT's, the others transformers'.
-RENAMED_FLAGS = {
-    "loss_weight": "alignment_weight",
-    "word_dist_path": "word_prior",
-    "embed_temp": "alignment_temperature",
-    "word_temp": "alignment_prior_temperature",
-    "word_eps": "alignment_epsilon",
-    "frames_upbound": "video_frames",
-    "evaluation_strategy": "eval_strategy",
-    "activation_checkpointing": "gradient_checkpointing",
-}
-# LLaVA parses these and never reads them; scripts pass them all the same.
-UNREAD_FLAGS = ("lazy_preprocess", "is_multimodal")
 # Flags of the auxiliary loss that would change nothing, by the --auxiliary_loss or --alignment_mode that is chosen.
 UNREAD_BY = {
     "prior_softmax": ("alignment_row_strength",),
@@ -252,11 +236,11 @@ class _Parser(HfArgumentParser):
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """Flags (default: the command line's) -> the three groups. Other names are renamed with one warning each."""
+    """Flags (default: the command line's) -> the three groups. Older ones are translated, see `old_flags`."""
     parser = _Parser((ModelArguments, DataArguments, TrainingArguments))
     known = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
     *groups, unknown = parser.parse_args_into_dataclasses(
-        args=_current_names(sys.argv[1:] if argv is None else argv), return_remaining_strings=True
+        args=current_flags(sys.argv[1:] if argv is None else argv), return_remaining_strings=True
     )
     if unknown:
         nearest = difflib.get_close_matches(unknown[0].removeprefix("--").partition("=")[0], known, n=1)
@@ -269,23 +253,3 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
             "held-out data need both, for instance --eval_strategy steps --eval_steps 500 --eval_data_path FILE."
         )
     return tuple(groups)
-
-
-def _current_names(argv: list[str]) -> list[str]:
-    renamed: list[str] = []
-    left = deque(argv)
-    while left:
-        argument = left.popleft()
-        flag, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--"):
-            renamed.append(argument)
-        elif flag in UNREAD_FLAGS:
-            logger.warning("--%s is accepted for old scripts; nothing reads it.", flag)
-            if left and not equals and not left[0].startswith("--"):
-                left.popleft()
-        elif flag in RENAMED_FLAGS:
-            logger.warning("--%s is now --%s.", flag, RENAMED_FLAGS[flag])
-            renamed.append(f"--{RENAMED_FLAGS[flag]}{equals}{value}")
-        else:
-            renamed.append(argument)
-    return renamed

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava.model.loading import ADAPTER_FILE
@@ -64,6 +65,7 @@ def check_saved_weights(folder: str, model: nn.Module, *, adapter_only: bool) ->
             for name, parameter in model.named_parameters()
             if part_of(name) == "mm_mlp_adapter" or not (adapter_only or part_of(name) == AUXILIARY)
         }
+        expected = _as_in_files(model, expected)
         found = _torch_shapes(folder, ADAPTER_FILE) if adapter_only else _model_shapes(folder)
     wrong = [name for name, shape in expected.items() if found.get(name) != shape]
     if wrong:
@@ -121,6 +123,12 @@ def check_sharding(checkpoint: str, *, deepspeed: bool, world_size: int) -> None
             f"{checkpoint} is of {before}, this start is {now}: the optimizer's state does not fit. Continue with as "
             "many, or begin a new run from its weights (--model_name_or_path, another --output_dir)."
         )
+
+
+def _as_in_files(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """A model's names and shapes -> those of its files, which hold a mixture's experts one by one."""
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, tensors).items()}
 
 
 def _torch_shapes(folder: str, file: str) -> dict[str, tuple[int, ...]]:

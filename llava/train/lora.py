@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import tempfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,6 +22,7 @@ from llava.model.lora import (
     lora_tensors,
     read_lora,
 )
+from llava.model.quantization import check_bitsandbytes, quantization_config
 from llava.train.parts import AUXILIARY, is_lora, parse_parts, part_of
 from llava.utils import write_atomically, write_text
 
@@ -91,24 +91,11 @@ class LoraArguments:
             raise ValueError(f"--bits {self.bits} needs --lora_enable True: quantised weights cannot train themselves.")
         if self.quant_type not in QUANT_TYPES:
             raise ValueError(f"--quant_type {self.quant_type}: expected one of {', '.join(QUANT_TYPES)}.")
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise ValueError(f"--bits {self.bits} needs bitsandbytes: pip install bitsandbytes. Or leave --bits out.")
+        check_bitsandbytes(f"--bits {self.bits}")
 
     def quantization(self, dtype: torch.dtype) -> Any:
-        """What `from_pretrained` needs for QLoRA; None at 16 bits. Tower and adapter are small and stay as they are,
-        and the losses read the head's weight itself."""
-        if self.bits == 16:
-            return None
-        from transformers import BitsAndBytesConfig
-
-        return BitsAndBytesConfig(
-            load_in_4bit=self.bits == 4,
-            load_in_8bit=self.bits == 8,
-            llm_int8_skip_modules=["vision_tower", "mm_projector", "lm_head"],
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_use_double_quant=self.double_quant,
-            bnb_4bit_quant_type=self.quant_type,
-        )
+        """What `from_pretrained` needs for QLoRA; None at 16 bits."""
+        return quantization_config(self.bits, dtype, double_quant=self.double_quant, quant_type=self.quant_type)
 
 
 def add_lora(model: Any, parts: list[str], args: LoraArguments, base_model: str) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -26,7 +27,11 @@ SMALL = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 OWN = {
+    "mixtral": {"num_local_experts": 3, "sliding_window": None},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 40},
+    "qwen3_moe": EXPERTS,
     "mistral": {"sliding_window": 7},
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
 }
@@ -45,6 +50,11 @@ def bare(request, tmp_path_factory):
     return folder
 
 
+def keys_of(folder):
+    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+        return set(tensors.keys())
+
+
 def test_a_packed_row_is_its_samples_one_by_one(bare):
     """Samples longer and shorter than the window where the family has one."""
     reference = AutoModelForCausalLM.from_pretrained(bare).eval()
@@ -61,6 +71,24 @@ def test_a_packed_row_is_its_samples_one_by_one(bare):
         torch.testing.assert_close(logits, reference(row[None]).logits[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bare", ["qwen2", "mistral"], indirect=True)
+def test_a_longer_context_by_yarn_is_kept(bare):
+    """LLaVA's Qwen and Mistral set rope_scaling to None as they are built."""
+    config = json.loads((bare / "config.json").read_text())
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0}
+    (bare / "config.json").write_text(json.dumps(config | {"rope_parameters": yarn}))
+    try:
+        reference = AutoModelForCausalLM.from_pretrained(bare).eval()
+        model = load_pretrained_model(str(bare), device="cpu")[1]
+    finally:
+        (bare / "config.json").write_text(json.dumps(config))
+    assert model.config.rope_parameters["factor"] == 4.0
+    ids = torch.arange(30)[None]
+    torch.testing.assert_close(model(ids).logits, reference(ids).logits, rtol=1e-5, atol=1e-6)
+    plain = load_pretrained_model(str(bare), device="cpu")[1]
+    assert (plain(ids).logits - model(ids).logits).abs().max() > 2e-5
+
+
 def test_a_model_trains_and_a_copy_of_its_checkpoint_answers_alike(bare, siglip, data, tmp_path):
     out = tmp_path / "out"
     family = json.loads((bare / "config.json").read_text())["model_type"]
@@ -68,6 +96,7 @@ def test_a_model_trains_and_a_copy_of_its_checkpoint_answers_alike(bare, siglip,
     train_alone(tiny.stage_arguments(bare, siglip, data, out, **flags))
     model_type = json.loads((out / "config.json").read_text())["model_type"]
     assert model_type == OF_BARE_LLMS[family].config_class.model_type
+    assert keys_of(bare) <= keys_of(out)  # the experts of a mixture one by one, as everywhere
     copy = out.rename(tmp_path / "k3j9")
     _, model, _, _ = load_pretrained_model(str(copy), device="cpu")
     assert type(model) is OF_BARE_LLMS[family]
