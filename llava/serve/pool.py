@@ -74,6 +74,8 @@ class ModelPool:
         if len(request.images) != 1:
             raise Refused(f"Expected one image to look at, found {len(request.images)}.")
         served = self.served(request.model)
+        if served.token_budget is None:
+            raise Refused(f"{served.name} cuts its images into tiles: there is no grid of words to look at.")
         processor = served.processor(request.max_num_vistoken)
         try:
             return inspect_image(served.model, processor, request.images[0], served.words, word=word)

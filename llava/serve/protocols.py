@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from llava.serve.images import decode_base64, decode_image
 from llava.serve.limits import Limits
 from llava.serve.requests import (
     MOST_VISTOKENS,
@@ -16,8 +17,6 @@ from llava.serve.requests import (
     Refused,
     Request,
     Turn,
-    decode_base64,
-    decode_image,
     field,
     number,
     sampling,

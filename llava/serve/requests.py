@@ -5,9 +5,6 @@ Nothing here opens a file or a URL: an image is bytes inside the request, or it 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 import json
 import math
 from dataclasses import dataclass
@@ -16,11 +13,8 @@ from typing import Any, NoReturn
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.mm_utils import load_image
 from llava.serve.limits import Limits
 
-# Formats whose decoders are safe to give strangers' bytes to; Pillow also knows some that start other programs.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 STOP_STRINGS, STOP_CHARACTERS = 16, 256
 MOST_VISTOKENS = 16_384  # the largest budget that may be asked for
 _LARGEST_SEED = 2**63 - 1
@@ -163,40 +157,6 @@ def sampling(values: dict[str, Any], context_length: int, limits: Limits, *, tok
         stop=stop_texts(values),
         seed=whole(values, "seed", None, -_LARGEST_SEED, _LARGEST_SEED),
     )
-
-
-def decode_base64(text: str, name: str, limits: Limits) -> bytes:
-    """Strict base64 of no more than an image's bytes; line breaks are allowed, as encoders of MIME write them."""
-    if len(text) > limits.image_bytes * 4 // 3 + limits.image_bytes // 32 + 4:
-        raise Refused(f"{name} is larger than {limits.image_bytes} bytes, the limit of an image file.", 413)
-    try:
-        return base64.b64decode(text.translate(_LINE_BREAKS), validate=True)
-    except (binascii.Error, ValueError):
-        raise Refused(
-            f"{name} is {shown(text[:60])}, which is not base64. Files and URLs are not fetched: send the bytes."
-        ) from None
-
-
-_LINE_BREAKS = {ord("\n"): None, ord("\r"): None}
-
-
-def decode_image(content: bytes, name: str, limits: Limits) -> Image.Image:
-    """An image file's bytes -> the image, upright; its size is looked at before its pixels are decoded."""
-    if len(content) > limits.image_bytes:
-        raise Refused(f"{name} has {len(content)} bytes; the limit is {limits.image_bytes}.", 413)
-    try:
-        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as header:
-            width, height = header.size
-    except Image.DecompressionBombError:
-        width, height = limits.image_pixels, 2
-    except Exception:  # Pillow's decoders raise many kinds, and name the buffer rather than the fault
-        raise Refused(f"{name} is not a readable image. Formats: {', '.join(IMAGE_FORMATS)}.") from None
-    if width * height > limits.image_pixels:
-        raise Refused(f"{name} has more than {limits.image_pixels} pixels, the limit.", 413)
-    try:
-        return load_image(content, name)
-    except ValueError as error:
-        raise Refused(f"{shown(str(error))[1:-1]}. Is the file cut short?") from None
 
 
 def check_size(request: Request, limits: Limits) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ class Prompt:
     length: int
     sampling: Sampling
     text: str = ""
+
+
+class TokenGrid(NamedTuple):
+    """The visual tokens of an image: rows and columns where they lie in a grid, and their number."""
+
+    rows: int | None
+    columns: int | None
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,20 @@ class ServedModel:
         bounds = {"max_num_vistoken": max_num_vistoken, "min_num_vistoken": least}
         return checkpoint_image_processor(self.model.config, **bounds)
 
+    def token_grid(self, width: int, height: int, max_num_vistoken: int | None = None) -> TokenGrid:
+        """What an image of this size becomes. A tower that cuts tiles has a number of tokens, but no grid."""
+        processor = self.processor(max_num_vistoken)
+        tokens = processor.num_visual_tokens(width, height)
+        if self.token_budget is None:
+            return TokenGrid(None, None, tokens)
+        rows, columns = (side // processor.merge_size for side in processor.grid(width, height))
+        return TokenGrid(rows, columns, tokens)
+
     def prepare(self, request: Request) -> Prompt:
         """Texts to ids and images to patches. Refuses what does not fit into the model's context."""
-        processor = self.processor(request.max_num_vistoken)
-        visual = sum(processor.num_visual_tokens(*image.size) for image in request.images)
+        inputs = self.processor(request.max_num_vistoken)(list(request.images))
+        sizes = {name: tensor for name, tensor in inputs.items() if name != "pixel_values"}
+        visual = sum(self.model.get_model().tokens_per_image(**sizes))
         ids, text = self._ids(request.prompt)
         length = len(ids) - len(request.images) + visual
         room = self.context_length - length
@@ -89,7 +107,7 @@ class ServedModel:
             raise Refused("The prompt is empty.")
         assert int((ids == IMAGE_TOKEN_INDEX).sum()) == len(request.images), "check_size has counted them"
         sampling = replace(request.sampling, max_new_tokens=min(request.sampling.max_new_tokens, room))
-        return Prompt(ids, processor(list(request.images)), length, sampling, text)
+        return Prompt(ids, inputs, length, sampling, text)
 
     def _ids(self, prompt: Dialogue | str) -> tuple[Tensor, str]:
         if isinstance(prompt, str):

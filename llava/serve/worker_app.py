@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,13 +11,13 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
-from PIL import Image
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from llava.inspection import Inspection
 from llava.serve.engine import Job, Update, full
 from llava.serve.http import add_route, check_key, gone, read_body, render_llava_error, render_openai_error
+from llava.serve.images import base64_png
 from llava.serve.limits import Limits
 from llava.serve.pool import ModelPool
 from llava.serve.protocols import (
@@ -36,7 +34,7 @@ from llava.serve.protocols import (
     server_event,
     wants_stream,
 )
-from llava.serve.requests import Refused, Request, field, parse_object
+from llava.serve.requests import MOST_VISTOKENS, Refused, Request, field, parse_object, shown, whole
 from llava.serve.served_model import Prompt
 
 logger = logging.getLogger(__name__)
@@ -65,6 +63,7 @@ class Worker:
         app = FastAPI(title="LLaVA-CoMP worker", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
         add_route(app, "/worker_generate_stream", self.generate_stream, render_llava_error)
         add_route(app, "/worker_get_status", self.get_status, render_llava_error)
+        add_route(app, "/worker_count_tokens", self.count_tokens, render_openai_error)
         add_route(app, "/worker_inspect", self.inspect, render_openai_error)
         add_route(app, "/v1/models", self.list_models, render_openai_error, ("GET",))
         add_route(app, "/v1/chat/completions", self.chat_completions, render_openai_error)
@@ -108,6 +107,25 @@ class Worker:
         if last.error is not None:
             return JSONResponse(openai_error(last.error, last.status), last.status)
         return JSONResponse(completion.whole(last.text, last.finish_reason, usage(prompt, last)))
+
+    async def count_tokens(self, request: HttpRequest) -> Response:
+        """`{model, sizes: [[width, height]], max_num_vistoken}` -> `{grids: [[rows, columns, tokens]]}`."""
+        with self._admitted(request):
+            values = await self._values(request)
+            served = self.pool.served(model_name(values))
+            budget = whole(values, "max_num_vistoken", None, 1, MOST_VISTOKENS)
+            grids = [served.token_grid(*size, budget) for size in self._sizes(values)]
+            return JSONResponse({"grids": grids})
+
+    def _sizes(self, values: dict[str, Any]) -> list[list[int]]:
+        sizes, limits = field(values, "sizes", list, []), self.pool.limits
+        for size in sizes[: limits.images + 1]:
+            is_pair = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+            if not is_pair or size[0] * size[1] > limits.image_pixels:
+                raise Refused(f"sizes holds {shown(size)}; expected [width, height] of {limits.image_pixels} pixels.")
+        if len(sizes) > limits.images:
+            raise Refused(f"sizes holds {len(sizes)}; the limit is {limits.images} images.")
+        return sizes
 
     async def inspect(self, request: HttpRequest) -> Response:
         """`{model, images: [base64], max_num_vistoken, word}` -> grid, words, and pictures as PNG in base64."""
@@ -245,12 +263,6 @@ def inspection_fields(found: Inspection) -> dict[str, Any]:
         "columns": words.columns,
         "words": words.words,
         "cosines": words.cosines,
-        "seen": _png(found.seen),
-        "colours": _png(found.colours),
+        "seen": base64_png(found.seen),
+        "colours": base64_png(found.colours),
     }
-
-
-def _png(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
