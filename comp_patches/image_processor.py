@@ -83,11 +83,15 @@ class NativeImageProcessor:
             "image_grid_thw": torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
         }
 
-    def num_visual_tokens(self, width: int, height: int) -> int:
-        """Visual tokens that an image of this size becomes; nothing is opened or resized."""
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, columns) of patches that an image of this size becomes; nothing is opened or resized."""
         if self.force_resize:
             width = height = self.force_resize
-        return num_tokens(*self._grids(width, height)[-1], self.merge_size)
+        return self._grids(width, height)[-1]
+
+    def num_visual_tokens(self, width: int, height: int) -> int:
+        """Visual tokens that an image of this size becomes."""
+        return num_tokens(*self.grid(width, height), self.merge_size)
 
     def to_dict(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""

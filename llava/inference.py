@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava.conversation import Conversation, Part, conv_templates
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import Conversation, Part, SeparatorStyle, conv_templates
 from llava.mm_utils import bos_prefix, tokenize_pieces
 
 _SAID_BY_MODEL = (Part.ANSWER, Part.END)
@@ -22,6 +23,17 @@ def get_template(name: str) -> Conversation:
     if name not in conv_templates:
         raise ValueError(f"mm_conversation_template={name!r} is unknown. Known: {', '.join(sorted(conv_templates))}.")
     return conv_templates[name].copy()
+
+
+def question(template: Conversation, text: str, images: int) -> str:
+    """A user's turn about so many images, as training has it: each `<image>` on a line of its own before the words.
+
+    `plain` has no words beside an image at all. A text that holds its `<image>` itself stays as it is.
+    """
+    if images == 0 or DEFAULT_IMAGE_TOKEN in text:
+        return text
+    placeholders = [DEFAULT_IMAGE_TOKEN] * images
+    return "".join(placeholders) if template.sep_style is SeparatorStyle.PLAIN else "\n".join([*placeholders, text])
 
 
 def prompt_ids(conversation: Conversation, tokenizer: Any) -> Tensor:

@@ -11,6 +11,6 @@ if [[ ${1:-} == --all ]]; then
   marks="not gpu"
   shift
 fi
-ensure_environment train,playground,dev
+ensure_environment train,serve,playground,dev
 export OMP_NUM_THREADS=1 # One thread in each of the test processes; more would fight for the cores.
 exec python -m pytest -n "${TEST_PROCESSES:-2}" -m "$marks" "$@"

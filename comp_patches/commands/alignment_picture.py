@@ -17,8 +17,6 @@ NARROWEST = 330  # a panel's place, that its caption has room
 MARGIN, HEADER = 24, 104
 INK, FAINT, PAPER, MARK = (24, 24, 27), (113, 113, 122), (255, 255, 255), (254, 240, 138)
 HEAT_STRENGTH = 0.75  # how much of the heat map's colour covers the image
-# Dark to light through violet and orange; evenly spaced in lightness, so that it also reads in grey.
-HEAT = ((13, 8, 60), (84, 20, 122), (176, 42, 119), (236, 99, 84), (253, 176, 108), (252, 253, 191))
 
 
 class Lettering:
@@ -141,6 +139,8 @@ def _label(
 
 def heat_panel(image: Image.Image, cosines: Sequence[Sequence[float]], cell: int, lettering: Lettering) -> Image.Image:
     """The image in grey under one colour per token, dark where its cosine is the lowest, and the figures themselves."""
+    from llava.inspection import heat_colour
+
     low, high = min(map(min, cosines)), max(map(max, cosines))
     colours = Image.new("RGB", (len(cosines[0]), len(cosines)))
     colours.putdata([heat_colour(value, low, high) for line in cosines for value in line])
@@ -155,14 +155,6 @@ def heat_panel(image: Image.Image, cosines: Sequence[Sequence[float]], cell: int
                 (round((column + 0.5) * cell), round((row + 0.5) * cell)), f"{value:.2f}", ink, font, anchor="mm"
             )
     return panel
-
-
-def heat_colour(value: float, low: float, high: float) -> tuple[int, int, int]:
-    """`value`'s place between `low` and `high` as a colour; the darkest where both are the same."""
-    place = (value - low) / (high - low) * (len(HEAT) - 1) if high > low else 0.0
-    first = min(int(place), len(HEAT) - 2)
-    share = place - first
-    return tuple(round((1 - share) * a + share * b) for a, b in zip(HEAT[first], HEAT[first + 1], strict=True))
 
 
 def _dejavu() -> Path | None:

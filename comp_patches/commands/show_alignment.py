@@ -6,11 +6,8 @@ What the alignment loss pulls together, looked at: by cosine between the adapter
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from comp_patches.commands.alignment_picture import Lettering, draw, missing_letters
 
@@ -44,9 +41,10 @@ def run(options: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     from llava.eval.models import load_checkpoint
-    from llava.eval.word_map import check_known, vocabulary, word_map
     from llava.inference import check_model_path
+    from llava.inspection import as_seen, check_known, vocabulary, word_map
     from llava.mm_utils import load_image
+    from llava.model.multimodal_encoder.builder import checkpoint_image_processor
     from llava.utils import write_atomically
 
     check_picture_name(options.out)
@@ -58,7 +56,8 @@ def run(options: argparse.Namespace) -> None:
     if options.word is not None:
         check_known(options.word, words[1])
     loaded = load_checkpoint(options.model, device=options.device)
-    processor = image_processor(loaded, options.max_num_vistoken)
+    bound = {} if options.max_num_vistoken is None else {"max_num_vistoken": options.max_num_vistoken}
+    processor = checkpoint_image_processor(loaded.model.config, **bound)
     found = word_map(loaded.model, processor, image, words, top=options.top, word=options.word)
     picture = draw(
         as_seen(image, processor),
@@ -90,30 +89,6 @@ def check_device(device: str | None) -> None:
     except (RuntimeError, AssertionError) as error:
         found = str(error).partition("\n")[0]
         raise ValueError(f"--device {device} is not to be had: {found}. Leave it out, or say cpu.") from error
-
-
-def image_processor(loaded: Any, max_num_vistoken: int | None) -> Any:
-    """The checkpoint's own, or one with another bound."""
-    from llava.model.multimodal_encoder.builder import checkpoint_image_processor
-
-    if max_num_vistoken is None:
-        return loaded.image_processor
-    config = loaded.model.config
-    config.mm_image_processor = config.mm_image_processor | {"max_num_vistoken": max_num_vistoken}
-    return checkpoint_image_processor(config)
-
-
-def as_seen(image: Image.Image, processor: Any) -> Image.Image:
-    """The pixels that went into the model, put together again: resized, squashed if it was trained so, on white."""
-    from llava.eval.word_map import token_layout
-
-    inputs = processor([image])
-    rows, columns, order = token_layout(inputs["image_grid_thw"][0].tolist(), 1, processor.merge_size)
-    side = processor.patch_size
-    patches: Tensor = inputs["pixel_values"][torch.tensor(order)].view(rows, columns, 3, side, side)
-    pixels = patches.permute(0, 3, 1, 4, 2).reshape(rows * side, columns * side, 3)
-    pixels = pixels * torch.tensor(processor.image_std) + torch.tensor(processor.image_mean)
-    return Image.fromarray((pixels * 255).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
 def summary(

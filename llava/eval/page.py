@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava.eval.page_style import STYLE
 from llava.eval.scoring import Row
-from llava.eval.word_map import WordMap
+from llava.inspection import WordMap
 
 CELL = 56  # side of a visual token in a word map, SVG user units
 _FONT, _LETTER = 14, 0.58  # a word map's font size, and a letter's width in font sizes

@@ -20,7 +20,7 @@ from llava.eval.results import BLANK, CAPTIONS, QUESTIONS, RANDOM_TOWER, STAGE_T
 from llava.eval.run_results import RunResults, kind_table, stage_table
 from llava.eval.scoring import Row, accuracy, accuracy_by, is_large
 from llava.eval.tables import percent
-from llava.eval.word_map import vocabulary, word_map
+from llava.inspection import vocabulary, word_map
 from llava.mm_utils import load_image
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,8 @@ from PIL import Image
 from transformers import TextStreamer
 from transformers.utils import logging as transformers_logging
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, SeparatorStyle, conv_templates
-from llava.inference import check_model_path, decode_answer, generation_options, get_template, prompt_ids
+from llava.conversation import Conversation, conv_templates
+from llava.inference import check_model_path, decode_answer, generation_options, get_template, prompt_ids, question
 from llava.mm_utils import load_image
 from llava.model.builder import load_pretrained_model
 from llava.utils import mistakes_in_one_line, positive_int
@@ -45,7 +44,8 @@ class Chat:
         Args:
             stream: Write the answer to stdout word by word while it is made.
         """
-        self.conversation.append_message(self.conversation.roles[0], self._question(text))
+        images = 0 if self.conversation.messages else len(self.inputs["image_grid_thw"])
+        self.conversation.append_message(self.conversation.roles[0], question(self.conversation, text, images))
         self.conversation.append_message(self.conversation.roles[1], None)
         options = generation_options(
             self.conversation, self.tokenizer, max_new_tokens=self.max_new_tokens, temperature=self.temperature
@@ -64,15 +64,6 @@ class Chat:
     def forget_last(self) -> None:
         """Take back a question whose answer was interrupted."""
         del self.conversation.messages[-2:]
-
-    def _question(self, text: str) -> str:
-        """As training has it: `<image>` on a line of its own before the words; `plain` has no words at all."""
-        if self.conversation.messages:
-            return text
-        placeholders = [DEFAULT_IMAGE_TOKEN] * len(self.inputs["image_grid_thw"])
-        if self.conversation.sep_style is SeparatorStyle.PLAIN:
-            return "".join(placeholders)
-        return "\n".join([*placeholders, text])
 
 
 def main(argv: list[str] | None = None) -> None:

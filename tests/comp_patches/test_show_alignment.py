@@ -9,10 +9,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from comp_patches.commands.alignment_picture import Lettering, cell_size, draw, missing_letters
-from comp_patches.commands.show_alignment import as_seen, main
+from comp_patches.commands.show_alignment import main
 from comp_patches.image_processor import NativeImageProcessor
 from llava.eval.models import load_checkpoint
-from llava.eval.word_map import vocabulary
+from llava.inspection import as_seen, vocabulary
 from llava.mm_utils import load_image
 from llava.train.arguments import parse_arguments
 from llava.train.train import build_stage, run_stage

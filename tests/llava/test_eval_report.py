@@ -15,7 +15,7 @@ from llava.eval.models import load_checkpoint
 from llava.eval.report import main
 from llava.eval.report_page import pick
 from llava.eval.results import read_rows, result_path, write_rows
-from llava.eval.word_map import token_layout, vocabulary, word_map
+from llava.inspection import token_layout, vocabulary, word_map
 from llava.mm_utils import load_image
 
 pytest_plugins = ["tests.llava.eval_parts"]

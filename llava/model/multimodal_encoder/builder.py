@@ -48,9 +48,11 @@ def build_vision_tower(config: Any) -> VisionTower:
     return tower_factory(config.mm_vision_tower).build_tower(config.mm_vision_tower, config=config.mm_vision_config)
 
 
-def checkpoint_image_processor(config: Any) -> ImageProcessor:
-    """The image processor that a LLaVA config describes: its tower's, with the options that it was trained with."""
+def checkpoint_image_processor(config: Any, **changes: Any) -> ImageProcessor:
+    """The image processor that a LLaVA config describes: its tower's, with the options that it was trained with.
+
+    `changes` stand in the place of some of them (`max_num_vistoken`).
+    """
     factory = tower_factory(config.mm_vision_tower)
-    return factory.build_image_processor(
-        config.mm_vision_tower, config=config.mm_vision_config, **config.mm_image_processor
-    )
+    options = config.mm_image_processor | changes
+    return factory.build_image_processor(config.mm_vision_tower, config=config.mm_vision_config, **options)

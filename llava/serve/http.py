@@ -1,0 +1,100 @@
+"""What worker and controller share: bounded bodies, refusals as answers, the key, and the server itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hmac
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from llava.serve.limits import Limits
+from llava.serve.protocols import WORKER_ERROR, llava_message, openai_error
+from llava.serve.requests import Refused
+
+KEY_VARIABLE = "LLAVA_API_KEY"
+_DRAINED = 4  # so many times the limit is read and thrown away, that the client comes to read the refusal
+
+Handler = Callable[[Request], Awaitable[Response]]
+Renderer = Callable[[str, int], Response]
+
+
+def render_openai_error(reason: str, status: int) -> Response:
+    return JSONResponse(openai_error(reason, status), status)
+
+
+def render_llava_error(reason: str, status: int) -> Response:
+    """A message of LLaVA's protocol under a failing status: also clients that look at no status show it."""
+    return Response(llava_message(reason, WORKER_ERROR), status, media_type="application/octet-stream")
+
+
+def add_route(
+    app: FastAPI, path: str, handler: Handler, render: Renderer, methods: tuple[str, ...] = ("POST",)
+) -> None:
+    """A route whose refusals are written by `render`."""
+
+    async def route(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except Refused as refused:
+            return render(str(refused), refused.status)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+
+    app.router.add_route(path, route, methods=list(methods))
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The body, if it comes in time and is no larger than it may be."""
+    try:
+        return await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
+    except asyncio.TimeoutError:
+        raise Refused(f"The body did not arrive within {limits.body_seconds} s.", 408) from None
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+        elif size > limit * _DRAINED:
+            break
+    if size > limit:
+        raise Refused(f"The body is larger than {limit} bytes, the limit.", 413)
+    return b"".join(chunks)
+
+
+def check_key(request: Request, key: str | None) -> None:
+    """`Authorization: Bearer KEY`, where the server has one."""
+    given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    if key and not hmac.compare_digest(given.encode(), key.encode()):
+        raise Refused("The API key is missing or wrong: send it as 'Authorization: Bearer KEY'.", 401)
+
+
+async def gone(request: Request) -> None:
+    """Returns when the client has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine alone")
+    parser.add_argument("--port", type=int, default=port, help=f"default {port}")
+    parser.add_argument("--api-key", default=os.environ.get(KEY_VARIABLE), help=f"default: {KEY_VARIABLE}, or none")
+
+
+def serve(app: Any, host: str, port: int, *, grace_seconds: int = 30) -> None:
+    """Run until SIGINT or SIGTERM; then take no more requests, and give running answers `grace_seconds` to end."""
+    config = uvicorn.Config(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=grace_seconds)
+    server = uvicorn.Server(config)
+    server.run()
+    if not server.started:
+        raise ValueError(f"Nothing could be served at {host}:{port}. Is the port taken? Give another --port.")

@@ -1,0 +1,128 @@
+"""The models of one process, each with its engine, and the way from a request to an answer."""
+
+from __future__ import annotations
+
+import argparse
+import queue
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llava.conversation import conv_templates
+from llava.inspection import Inspection, inspect_image
+from llava.serve.engine import Engine, Job, Update
+from llava.serve.limits import Limits
+from llava.serve.requests import Refused, Request, check_size, shown
+from llava.serve.served_model import Prompt, ServedModel, load_served_model
+from llava.utils import positive_int
+
+
+class ModelPool:
+    """Engines by their models' names. `limits` hold for all of them together."""
+
+    def __init__(self, models: list[ServedModel], limits: Limits, **engine_options: Any):
+        names = [model.name for model in models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Two models have the same name: {', '.join(names)}. Give one --model-name for each.")
+        self.limits = limits
+        self.engines = {model.name: Engine(model, limits, **engine_options) for model in models}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.engines)
+
+    @property
+    def load(self) -> int:
+        """Requests that wait or run."""
+        return sum(engine.load for engine in self.engines.values())
+
+    def engine(self, name: str) -> Engine:
+        if name not in self.engines:
+            raise Refused(f"There is no model {shown(name)} here. Models: {', '.join(self.engines)}.", 404)
+        return self.engines[name]
+
+    def served(self, name: str) -> ServedModel:
+        return self.engine(name).served
+
+    def prepare(self, request: Request) -> Prompt:
+        """Check a request and turn it into what its model reads."""
+        check_size(request, self.limits)
+        try:
+            return self.served(request.model).prepare(request)
+        except Refused:
+            raise
+        except ValueError as error:  # of the image processor or the template: they say what they cannot take
+            raise Refused(str(error)) from error
+
+    def submit(self, model: str, prompt: Prompt, listener: Callable[[Update], None]) -> Job:
+        return self.engine(model).submit(prompt, listener)
+
+    def answer(self, request: Request) -> Iterator[Update]:
+        """Updates until the answer ends. Whoever stops listening frees the model."""
+        updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+        job = self.submit(request.model, self.prepare(request), updates.put)
+        try:
+            while True:
+                update = updates.get()
+                yield update
+                if update.is_last:
+                    return
+        finally:
+            job.cancel()
+
+    def inspect(self, request: Request, word: str | None) -> Inspection:
+        """What the model makes of the request's one image."""
+        if len(request.images) != 1:
+            raise Refused(f"Expected one image to look at, found {len(request.images)}.")
+        served = self.served(request.model)
+        if served.token_budget is None:
+            raise Refused(f"{served.name} cuts its images into tiles: there is no grid of words to look at.")
+        processor = served.processor(request.max_num_vistoken)
+        try:
+            return inspect_image(served.model, processor, request.images[0], served.words, word=word)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+
+    def close(self) -> None:
+        for engine in self.engines.values():
+            engine.close()
+
+
+def add_model_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """What worker and web page load models by."""
+    parser.add_argument(
+        "--model-path", nargs="+", required=required, metavar="DIR", help="checkpoint folder; several: several models"
+    )
+    parser.add_argument("--model-base", help="LLM of a Stage-I folder; default: the one that its config names")
+    parser.add_argument(
+        "--model-name", nargs="+", metavar="NAME", help="one for each model; default: its folder's name"
+    )
+    parser.add_argument("--conv-mode", choices=sorted(conv_templates), help="default: the checkpoint's template")
+    parser.add_argument("--device", help="default: the accelerator, or the CPU")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16; default: bfloat16 on CUDA")
+    parser.add_argument("--attn_implementation", "--attn-implementation", default="auto")
+    parser.add_argument(
+        "--limit-model-concurrency", type=positive_int, default=5, metavar="N", help="requests in a batch; default 5"
+    )
+    parser.add_argument(
+        "--stream-interval", type=positive_int, default=1, metavar="N", help="tokens between messages; default 1"
+    )
+
+
+def load_pool(args: argparse.Namespace, limits: Limits) -> ModelPool:
+    """The models that the flags name."""
+    names = args.model_name or [None] * len(args.model_path)
+    if len(names) != len(args.model_path):
+        raise ValueError(f"{len(args.model_path)} --model-path, but {len(names)} --model-name: give one name for each.")
+    models = [
+        load_served_model(
+            path,
+            args.model_base,
+            name=name,
+            device=args.device,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+            template=args.conv_mode,
+        )
+        for path, name in zip(args.model_path, names, strict=True)
+    ]
+    return ModelPool(models, limits, rows=args.limit_model_concurrency, stream_interval=args.stream_interval)
