@@ -1,4 +1,4 @@
-"""The held-out questions of the embedded data as a task of lmms-eval: a Parquet file and its YAML, nothing from the net.
+"""The held-out questions of the embedded data as a task of lmms-eval: a Parquet file and its YAML, all local.
 
     python -m playground.lmms_task --data runs/embedded/data --output runs/embedded/lmms_task [--limit 100]
 
