@@ -1,5 +1,6 @@
 """Registers the method with `llava`: towers, the adapter, the losses. The entry points of pyproject.toml."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ class CompVisionTower(nn.Module):
     def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """(P, 3*p*p) packed patches and (N, 3) grids -> (P, D)."""
         return self.vision_tower(pixel_values, image_grid_thw)
+
+    def layer_features(self, pixel_values: Tensor, image_grid_thw: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """(P, D) of each of `layers`, 1 to `num_layers`."""
+        return self.vision_tower.layer_features(pixel_values, image_grid_thw, layers)
 
 
 class CompTowerFactory:

@@ -40,6 +40,10 @@ class Piece:
     rotary: RotaryTables | None
     patch_rows: Tensor | None
 
+    def patches_of(self, states: Tensor) -> Tensor:
+        """(T, D) -> (P, D): without the prefix tokens."""
+        return states if self.patch_rows is None else states[self.patch_rows]
+
 
 class PackedVisionTransformer(nn.Module):
     """Images of any sizes, packed end to end, to one feature per patch. No pooling head."""
@@ -98,10 +102,40 @@ class PackedVisionTransformer(nn.Module):
 
     def _features(self, piece: Piece) -> Tensor:
         """Of a piece's patches (P, D)."""
-        states = self.run_layers(piece.states, piece.segments, piece.rotary)
-        if piece.patch_rows is not None:
-            states = states[piece.patch_rows]
+        states = piece.patches_of(self.run_layers(piece.states, piece.segments, piece.rotary))
         return self.final_norm(states) if self.config.has_final_norm else states
+
+    def layer_features(
+        self, pixel_values: Tensor, image_grid_thw: Tensor | Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> list[Tensor]:
+        """What several layers give for every patch, for heads that want a pyramid of them.
+
+        Args:
+            pixel_values, image_grid_thw: as for `forward`.
+            layers: ascending, 1 is the first; the last layer's features are `forward`'s, final norm included.
+
+        Returns:
+            (P, D) of each layer asked for.
+        """
+        known = range(1, len(self.layers) + 1)
+        if list(layers) != sorted(set(layers)) or not set(layers) <= set(known):
+            raise ValueError(
+                f"layers={list(layers)} should ascend within 1 to {len(self.layers)}, this tower's layers."
+            )
+        pieces = [self._prepare(pixels, frames) for pixels, frames in self._split(pixel_values, image_grid_thw)]
+        found = [self._layer_features(piece, set(layers)) for piece in pieces]
+        return [torch.cat(of_one_layer) for of_one_layer in zip(*found, strict=True)]
+
+    def _layer_features(self, piece: Piece, wanted: set[int]) -> list[Tensor]:
+        """Of a piece's patches, (P, D) each."""
+        states, found = piece.states, []
+        for number, layer in enumerate(self.layers, start=1):
+            states = layer(states, piece.segments, piece.rotary)
+            if number in wanted:
+                found.append(piece.patches_of(states))
+        if len(self.layers) in wanted and self.config.has_final_norm:
+            found[-1] = self.final_norm(found[-1])
+        return found
 
     @torch.compiler.disable
     def _split(

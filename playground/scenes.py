@@ -12,6 +12,7 @@ from playground.splits import Split
 from playground.words import COLOURS, SHAPES, plural
 
 _MAX_COUNT = 5
+BACKGROUND = 1  # in a mask; 0 would mean that nobody knows, as in ADE20K
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,12 @@ class Scene:
         return asked
 
     def draw(self, rng: random.Random, split: Split) -> Image.Image:
-        image = Image.new("RGB", self.size, light_background(rng))
-        pen = ImageDraw.Draw(image)
+        return self.draw_with_mask(rng)[0]
+
+    def draw_with_mask(self, rng: random.Random) -> tuple[Image.Image, Image.Image]:
+        """The picture, and what each of its pixels belongs to: BACKGROUND, then the shapes in the order of SHAPES."""
+        image, mask = Image.new("RGB", self.size, light_background(rng)), Image.new("L", self.size, BACKGROUND)
+        pen, mask_pen = ImageDraw.Draw(image), ImageDraw.Draw(mask)
         width, height = self.size[0] / self.grid[0], self.size[1] / self.grid[1]
         for row in self.rows:
             for column, line, colour, shape in row:
@@ -74,7 +79,8 @@ class Scene:
                 y = (line + 0.5) * height + rng.randint(-3, 3)
                 paint = tuple(min(255, max(0, c + rng.randint(-12, 12))) for c in COLOURS[colour])
                 draw_shape(pen, shape, x, y, radius, paint)
-        return image
+                draw_shape(mask_pen, shape, x, y, radius, BACKGROUND + 1 + SHAPES.index(shape))
+        return image, mask
 
 
 def compose(rng: random.Random, split: Split, size: tuple[int, int], max_shapes: int = 9) -> Scene:
@@ -103,7 +109,7 @@ def compose(rng: random.Random, split: Split, size: tuple[int, int], max_shapes:
             return scene
 
 
-def draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: int, paint: tuple) -> None:
+def draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: int, paint: tuple | int) -> None:
     """One filled shape around (x, y), about 2·radius px across."""
     box = (x - radius, y - radius, x + radius, y + radius)
     if shape == "circle":

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from llava.conversation import Conversation
 from llava.eval.items import Item
@@ -26,6 +27,30 @@ class Answer:
     text: str
     width: int
     height: int
+
+
+@torch.no_grad()  # not inference_mode: of a model in training, weights that ZeRO-3 gathers would stay so marked
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    images: dict[str, Tensor],
+    prompts: Sequence[Tensor],
+    template: Conversation,
+    *,
+    max_new_tokens: int,
+    synced: bool = False,
+) -> list[str]:
+    """Greedy answers to a batch of prompts.
+
+    Args:
+        images: what the image processor makes of all their images, in order of appearance.
+        prompts: ids (T,) each, one IMAGE_TOKEN_INDEX for an image.
+        synced: see `Answerer`.
+    """
+    options = generation_options(template, tokenizer, max_new_tokens=max_new_tokens)
+    inputs = {name: value.to(model.device) for name, value in images.items()}
+    new_tokens = model.generate([ids.to(model.device) for ids in prompts], **inputs, synced_gpus=synced, **options)
+    return [decode_answer(row, tokenizer, options["eos_token_id"]) for row in new_tokens]
 
 
 @dataclass(frozen=True)
@@ -59,20 +84,17 @@ class Answerer:
                 answers[index] = answer
         return answers
 
-    @torch.no_grad()  # not inference_mode: of a model in training, weights that ZeRO-3 gathers would stay so marked
     def _answer(self, items: list[Item]) -> list[Answer]:
         images = [self._image(item.path) for item in items]
-        options = generation_options(self.template, self.tokenizer, max_new_tokens=self.max_new_tokens)
-        device = self.model.device
-        inputs = self.image_processor(images, force_resize=self.force_resize)
-        new_tokens = self.model.generate(
-            [item.input_ids.to(device) for item in items],
-            pixel_values=inputs["pixel_values"].to(device),
-            image_grid_thw=inputs["image_grid_thw"].to(device),
-            synced_gpus=self.synced,
-            **options,
+        texts = generate_answers(
+            self.model,
+            self.tokenizer,
+            self.image_processor(images, force_resize=self.force_resize),
+            [item.input_ids for item in items],
+            self.template,
+            max_new_tokens=self.max_new_tokens,
+            synced=self.synced,
         )
-        texts = [decode_answer(row, self.tokenizer, options["eos_token_id"]) for row in new_tokens]
         return [Answer(text, *image.size) for text, image in zip(texts, images, strict=True)]
 
     def _image(self, path: str) -> Image.Image:

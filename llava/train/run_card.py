@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import torch
 
+from llava.code_state import code_state
 from llava.data.mixture import Records
 from llava.utils import write_text
 
@@ -28,7 +27,6 @@ PACKAGES = (
     *("torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "tokenizers", "safetensors", "numpy"),
     *("pillow", "flash-attn", "liger-kernel", "bitsandbytes"),
 )
-GIT_SECONDS = 20  # on a slow network file system; then the card says that there is no git
 COMPARED = ("code", "versions", "hardware", "arguments", "data")
 
 
@@ -109,17 +107,6 @@ def _changes_of_source(old: dict[str, Any] | None, new: dict[str, Any] | None) -
             yield f"{now['file']} has another content"
 
 
-def code_state(folder: Path) -> dict[str, str | None]:
-    """The commit that the code in `folder` comes from, and a hash of what was changed after it; null where nothing
-    was. Both are null where git does not know the code: another repository that merely lies above it does not count."""
-    known = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
-    commit = _git(folder, "rev-parse", "HEAD") if known else None
-    if not commit:
-        return {"commit": None, "changes_sha256": None}
-    changes = _git(folder, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv")
-    return {"commit": commit.decode().strip(), "changes_sha256": sha256(changes).hexdigest() if changes else None}
-
-
 def package_versions() -> dict[str, str | None]:
     """Python's and the packages' versions; null for one that is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -187,13 +174,3 @@ def _commit(code: dict[str, str | None]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _git(folder: Path, *arguments: str) -> bytes | None:
-    """What git writes; None where there is no git, or it fails."""
-    command = ["git", "--no-optional-locks", *arguments]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=GIT_SECONDS, check=True)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout

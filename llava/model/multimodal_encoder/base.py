@@ -43,6 +43,12 @@ class VisionTower(Protocol):
         """(P, 3·p·p), (N, 3) -> (P, D), the patches in the order in which they came. Grids may be plain numbers."""
         ...
 
+    def layer_features(
+        self, pixel_values: Tensor, image_grid_thw: Tensor | Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> list[Tensor]:
+        """(P, D) of each of `layers`, ascending within 1 ... `num_layers`; the last layer's are `__call__`'s."""
+        ...
+
 
 class TowerFactory(Protocol):
     """What stands in `VISION_TOWERS`. `name` is a full tower name, `comp-siglip` or `comp-siglip:weights`."""

@@ -1,0 +1,112 @@
+"""The paper's columns of Tab. 1 and 2 as lmms-eval tasks, and lmms-eval's results as a measurement:
+
+    python -m llava.eval.benchmarks --results FOLDER --label MODEL [--row tab1/comp_1b_siglip] --output X.json
+
+The paper's † notes (which split) are lost in our copy of it; the splits are those that others publish.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.eval.measurement import add_row_flags, make_measurement, write_measurement
+from llava.utils import mistakes_in_one_line
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One column.
+
+    Attributes:
+        task: of lmms-eval; `inst_it` is llava/eval/lmms_tasks'.
+        metric: in lmms-eval's results, before the comma.
+        factor: from lmms-eval's number to the paper's.
+    """
+
+    task: str
+    metric: str
+    factor: float = 100.0
+
+
+BENCHMARKS = {
+    "chartqa": Benchmark("chartqa", "relaxed_overall"),
+    "docvqa": Benchmark("docvqa_val", "anls"),
+    "ai2d": Benchmark("ai2d", "exact_match"),
+    "inst_it": Benchmark("inst_it", "inst_it_accuracy"),
+    "gqa": Benchmark("gqa", "exact_match"),
+    "mmmu": Benchmark("mmmu_val", "mmmu_acc"),
+    "mmbench": Benchmark("mmbench_en_dev_static", "gpt_eval_score", 1.0),
+    "realworldqa": Benchmark("realworldqa", "exact_match"),
+    "okvqa": Benchmark("ok_vqa_val2014", "exact_match"),
+    "textvqa": Benchmark("textvqa_val", "exact_match"),
+    "infovqa": Benchmark("infovqa_val", "anls"),
+    "seed": Benchmark("seedbench", "seed_image"),
+    "mme": Benchmark("mme", "mme_perception_score", 1.0),
+}
+TAB1 = ("chartqa", "docvqa", "ai2d", "inst_it", "gqa", "mmmu", "mmbench", "realworldqa")
+TAB2 = ("okvqa", "textvqa", "docvqa", "infovqa", "chartqa", "seed", "mme")
+SETS = {"tab1": TAB1, "tab2": TAB2, "fig3": ("chartqa", "docvqa"), "ablation": ("ai2d", "chartqa", "docvqa")}
+
+
+def tasks_of(words: list[str]) -> list[str]:
+    """lmms-eval's names of sets, columns or tasks: `tab1`, `chartqa`, `docvqa_val` and any other name as it is."""
+    names = [name for word in words for name in SETS.get(word, (word,))]
+    return list(dict.fromkeys(BENCHMARKS[name].task if name in BENCHMARKS else name for name in names))
+
+
+def scores_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Every number of lmms-eval's `results`: a column under its own name and scale, others as `TASK/METRIC`."""
+    columns = {(b.task, b.metric): (name, b.factor) for name, b in BENCHMARKS.items()}
+    scores = {}
+    for task, metrics in results.items():
+        for key, value in metrics.items():
+            metric = key.partition(",")[0]
+            if isinstance(value, int | float) and "stderr" not in metric and metric not in ("samples", "alias"):
+                name, factor = columns.get((task, metric), (f"{task}/{metric}", 1.0))
+                scores[name] = round(value * factor, 3)
+    return scores
+
+
+def latest_results(folder: Path) -> Path:
+    """The newest `*results.json` below a folder, which lmms-eval names by model and time."""
+    found = sorted(folder.rglob("*results.json"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no *results.json of lmms-eval.")
+    return found[-1]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m llava.eval.benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", metavar="SET|COLUMN|TASK", help="only print lmms-eval's names of these")
+    parser.add_argument("--results", type=Path, help="where lmms-eval wrote")
+    parser.add_argument("--output", type=Path, help="the measurement")
+    parser.add_argument("--command", nargs=argparse.REMAINDER, default=[], help="what made the results, last")
+    add_row_flags(parser)
+    args = parser.parse_args(argv)
+    if args.tasks:
+        sys.stdout.write(",".join(tasks_of(args.tasks)) + "\n")
+        return
+    if not args.results or not args.output:
+        parser.error("--results and --output, or --tasks")
+    with mistakes_in_one_line():
+        file = latest_results(args.results)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        measurement = make_measurement(
+            args.label or str(args.results),
+            scores_of(content["results"]),
+            rows=args.row,
+            command=args.command,
+            details={"task": "lmms-eval", "model_args": content.get("config", {}).get("model_args"), "file": file.name},
+        )
+        write_measurement(args.output, measurement)
+    sys.stdout.write(json.dumps(measurement["scores"]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
