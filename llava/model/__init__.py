@@ -1,6 +1,7 @@
 """LLaVA models: an LLM, a vision tower and a projector between them.
 
-LLaVA's own names for them (`from llava.model import LlavaQwenForCausalLM`) are there, and load transformers when asked for.
+LLaVA's own names for them (`from llava.model import LlavaQwenForCausalLM`) are there; transformers is loaded when they
+are asked for.
 """
 
 import importlib
