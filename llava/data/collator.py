@@ -21,6 +21,8 @@ from torch.utils.data import get_worker_info
 from llava.constants import IGNORE_INDEX
 from llava.data.bad_samples import BadSample
 
+_NONE = torch.zeros(0, 3, dtype=torch.long)
+
 
 @dataclass
 class PackedCollator:
@@ -37,6 +39,7 @@ class PackedCollator:
 
         - `input_ids`, `labels`, `position_ids` (1, L) int64; `cu_seqlens`, S + 1 numbers
         - `pixel_values` (P, patch_dim) float32, `image_grid_thw`, N times 3 numbers, `image_sample`, N: whose image
+        - from a plain tower's processor, `image_layout`, N times 3 numbers
         - where the samples bring it, the answers' text: `align_input_ids`, `align_position_ids` (1, A) int64;
           `align_cu_seqlens`, S + 1 numbers
         - for the trainer, not the model: `ids` of the samples, `num_samples` asked for, the `bad_samples` among those
@@ -57,6 +60,8 @@ class PackedCollator:
             "num_samples": len(slots),
             "bad_samples": bad_samples,
         }
+        if any("image_layout" in sample for sample in samples):  # a plain tower's
+            batch["image_layout"] = [row for sample in samples for row in sample.get("image_layout", _NONE).tolist()]
         if "align_input_ids" in samples[0]:
             batch |= _pack("align_", [sample["align_input_ids"] for sample in samples])
         return batch
@@ -67,7 +72,7 @@ class PackedCollator:
             "input_ids": torch.zeros(1, dtype=torch.long),
             "labels": torch.full((1,), IGNORE_INDEX),
             "pixel_values": torch.zeros(0, self.patch_dim),
-            "image_grid_thw": torch.zeros(0, 3, dtype=torch.long),
+            "image_grid_thw": _NONE,
             "align_input_ids": torch.zeros(1, dtype=torch.long),
         }
 

@@ -21,13 +21,16 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import expand_placeholders
 from llava.model.attention import packed_attention_kwargs
 from llava.model.decoding_loss import decoding_loss
-from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.builder import build_patch_merge, build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_rope import MultimodalRotary, multimodal_positions, next_positions, rotating_by
+from llava.model.patch_merge import PatchMerge, Visual
+from llava.model.tile_inputs import tile_inputs
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "LlavaOutput", "expand_placeholders"]
 
 Grids = Tensor | Sequence[Sequence[int]]  # (N, 3) frames, rows and columns of patches; on the host it costs no wait
+Layout = Tensor | Sequence[Sequence[int]]  # (N, 3) for a plain tower: width, height, whether a video (`patch_merge`)
 
 
 @dataclass
@@ -38,7 +41,12 @@ class LlavaOutput(CausalLMOutputWithPast):
 
 
 class LlavaMetaModel:
-    """Mixed into an LLM's backbone: gives it `vision_tower` and `mm_projector`."""
+    """Mixed into an LLM's backbone: gives it `vision_tower` and `mm_projector`.
+
+    With a plain tower, also the rule by which tiles become tokens, and maybe `image_newline` (H,).
+    """
+
+    patch_merge: PatchMerge | None = None
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -47,6 +55,7 @@ class LlavaMetaModel:
             self.mm_projector = build_vision_projector(
                 config.mm_projector_type, config.mm_hidden_size, config.hidden_size, self.vision_tower.merge_size
             )
+            self._set_patch_merge()
         if getattr(config, "mm_mrope_section", None):
             head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             self.rotary_emb = MultimodalRotary(self.rotary_emb, config.mm_mrope_section, head_dim)
@@ -67,16 +76,33 @@ class LlavaMetaModel:
         self.mm_projector = projector
         for key, value in config.items():
             setattr(self.config, key, value)
+        self._set_patch_merge()
 
-    def encode_images(self, pixel_values: Tensor, image_grid_thw: Grids) -> Tensor:
+    def _set_patch_merge(self) -> None:
+        self.patch_merge = build_patch_merge(self.config)
+        if self.patch_merge is not None and self.patch_merge.has_newline and not hasattr(self, "image_newline"):
+            width = self.config.hidden_size
+            self.image_newline = nn.Parameter(torch.randn(width, dtype=self.dtype) / math.sqrt(width))
+
+    def encode_images(self, pixel_values: Tensor, image_grid_thw: Grids, image_layout: Layout | None = None) -> Tensor:
         """(P, 3·p·p), (N, 3) -> the visual tokens (T, H) of all images, one after another."""
         weight = next(self.vision_tower.parameters())
-        return self.mm_projector(self.vision_tower(pixel_values.to(weight.dtype), image_grid_thw))
+        tokens = self.mm_projector(self.vision_tower(pixel_values.to(weight.dtype), image_grid_thw))
+        return tokens if self.patch_merge is None else self._merged(tokens, image_grid_thw, image_layout)
 
-    def tokens_per_image(self, image_grid_thw: Grids) -> list[int]:
+    def _merged(self, tokens: Tensor, image_grid_thw: Grids, image_layout: Layout | None) -> Tensor:
+        """A plain tower's tokens, tile after tile, as its images' visual tokens."""
+        visuals, tiles = _visuals(image_grid_thw, image_layout)
+        rows = tokens.view(-1, self.patch_merge.tokens_per_tile, tokens.shape[-1]).split(tiles)
+        newline = getattr(self, "image_newline", None)
+        return torch.cat([self.patch_merge(*pair, newline) for pair in zip(rows, visuals, strict=True)])
+
+    def tokens_per_image(self, image_grid_thw: Grids, image_layout: Layout | None = None) -> list[int]:
         """(N, 3) patches per axis -> the N images' visual tokens, on the host."""
-        grids = image_grid_thw.tolist() if isinstance(image_grid_thw, Tensor) else image_grid_thw
-        return [math.prod(grid) // self.mm_projector.merge for grid in grids]
+        if self.patch_merge is not None:
+            visuals, tiles = _visuals(image_grid_thw, image_layout)
+            return [self.patch_merge.num_tokens(*pair) for pair in zip(tiles, visuals, strict=True)]
+        return [math.prod(grid) // self.mm_projector.merge for grid in _numbers(image_grid_thw)]
 
     def row_positions(self, input_ids: Tensor, image_grid_thw: Grids, cu_seqlens: Sequence[int]) -> Tensor | None:
         """M-RoPE's (3, 1, L) for a packed row (1, L) with images; None where the LLM counts tokens, as most do."""
@@ -137,6 +163,7 @@ class LlavaMetaForCausalLM:
         pixel_values: Tensor,
         image_grid_thw: Grids,
         image_sample: Sequence[int],
+        image_layout: Layout | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **align_stream: Any,
@@ -148,10 +175,11 @@ class LlavaMetaForCausalLM:
             position_ids: (1, L), restarting at each sample; under M-RoPE those of images are worked out here.
             cu_seqlens: S + 1 numbers, where samples begin and end.
             pixel_values: (P, 3·p·p); image_grid_thw: (N, 3); image_sample: N numbers, the sample an image belongs to.
+            image_layout: (N, 3), of a plain tower's images.
             labels: (1, L) or None; without labels the logits of the whole row are returned instead of losses.
             align_stream: the packed answers' text, `align_*`; read only when an auxiliary loss is on.
         """
-        inputs_embeds, visual_tokens = self.embed_multimodal(input_ids, pixel_values, image_grid_thw)
+        inputs_embeds, visual_tokens = self.embed_multimodal(input_ids, pixel_values, image_grid_thw, image_layout)
         with_images = self.get_model().row_positions(input_ids, image_grid_thw, cu_seqlens)
         position_ids = position_ids if with_images is None else with_images
         hidden_states = self._run_packed(cu_seqlens, inputs_embeds=inputs_embeds, position_ids=position_ids)
@@ -160,7 +188,7 @@ class LlavaMetaForCausalLM:
         losses = {"decoding": decoding_loss(hidden_states, self.lm_head.weight, labels, num_items_in_batch)}
         loss = losses["decoding"]
         if self.auxiliary_losses and self.training:
-            tokens = self.get_model().tokens_per_image(image_grid_thw)
+            tokens = self.get_model().tokens_per_image(image_grid_thw, image_layout)
             visual_sample = repeated(image_sample, tokens, visual_tokens.device)
             text_features, text_valid = self.text_features(len(cu_seqlens) - 1, **align_stream)
             for name, module in self.auxiliary_losses.items():
@@ -175,13 +203,15 @@ class LlavaMetaForCausalLM:
                 loss = loss + self.auxiliary_weights[name] * losses[name]
         return LlavaOutput(loss=loss, losses=losses)
 
-    def embed_multimodal(self, input_ids: Tensor, pixel_values: Tensor, image_grid_thw: Grids) -> tuple[Tensor, Tensor]:
+    def embed_multimodal(
+        self, input_ids: Tensor, pixel_values: Tensor, image_grid_thw: Grids, image_layout: Layout | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Word embeddings with the visual tokens in their places: (1, L, H), and the visual tokens (T, H) alone."""
         is_visual = input_ids[0] == IMAGE_TOKEN_INDEX
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_visual[None], 0))
         if len(pixel_values) == 0:
             return self._without_images(inputs_embeds, pixel_values)
-        visual_tokens = self.get_model().encode_images(pixel_values, image_grid_thw)
+        visual_tokens = self.get_model().encode_images(pixel_values, image_grid_thw, image_layout)
         places = is_visual.nonzero().squeeze(1)
         if len(places) != len(visual_tokens):
             raise ValueError(
@@ -194,9 +224,10 @@ class LlavaMetaForCausalLM:
         """In training every rank runs the tower, else collectives of sharded or data-parallel runs never meet."""
         if not self.training:
             return inputs_embeds, inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])
-        side = self.get_vision_tower().merge_size
+        tower = self.get_vision_tower()
+        side = getattr(tower, "per_side", tower.merge_size)  # a plain tower takes whole tiles
         pixels = pixel_values.new_zeros(side * side, pixel_values.shape[1])
-        dummy = self.get_model().encode_images(pixels, [[1, side, side]])
+        dummy = self.get_model().encode_images(pixels, [[1, side, side]], [[side, side, 0]])
         return inputs_embeds + 0.0 * dummy.sum().to(inputs_embeds.dtype), dummy[:0]
 
     def _run_packed(self, cu_seqlens: Sequence[int], *, position_ids: Tensor, **inputs: Tensor) -> Tensor:
@@ -237,21 +268,36 @@ class LlavaMetaForCausalLM:
         *,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        image_layout: Tensor | None = None,
+        images: Tensor | Sequence[Tensor] | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        modalities: Sequence[str] | str = ("image",),
+        attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Continue prompts with images; returns the new tokens only.
+        """Continue prompts, with images or without; returns the new tokens only.
 
         Args:
-            inputs: prompt ids (1, L), or a list of (L_i,) for a batch, one IMAGE_TOKEN_INDEX per image.
+            inputs: prompt ids (1, L), (B, L) with `attention_mask`, or a list of (L_i,); one IMAGE_TOKEN_INDEX per
+                image or video.
             pixel_values: (P, 3·p·p) of all images in order of appearance; image_grid_thw: (N, 3).
+            image_layout: (N, 3), of a plain tower's images.
+            images, image_sizes, modalities: LLaVA's way to say the three lines above, see `tile_inputs`.
             kwargs: transformers' generate arguments.
         """
+        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if inputs is None:
+            return super().generate(attention_mask=attention_mask, **kwargs)
+        if images is not None:
+            pixel_values, image_grid_thw, image_layout = tile_inputs(
+                self.get_vision_tower(), images, image_sizes, modalities
+            )
+        rows = unpadded(inputs, attention_mask)
         if pixel_values is None:
-            if inputs is not None and any((row == IMAGE_TOKEN_INDEX).any() for row in inputs):
-                raise ValueError("The prompt holds <image>, but no pixel_values were given.")
-            return super().generate(inputs, **kwargs)
-        rows = [row.reshape(-1) for row in inputs]
-        tokens = self.get_model().tokens_per_image(image_grid_thw)
+            if any((row == IMAGE_TOKEN_INDEX).any() for row in rows):
+                raise ValueError("The prompt holds <image>, but no images (pixel_values) were given.")
+            pixel_values, image_grid_thw = torch.zeros(0, 0), []
+        tokens = self.get_model().tokens_per_image(image_grid_thw, image_layout) if len(image_grid_thw) else []
         expanded = []
         for row in rows:
             count = int((row == IMAGE_TOKEN_INDEX).sum())
@@ -260,7 +306,7 @@ class LlavaMetaForCausalLM:
         if tokens:
             raise ValueError(f"{len(tokens)} image(s) more than <image> placeholders in the prompt(s).")
         lengths, packed_ids = [len(row) for row in expanded], torch.cat(expanded)[None]
-        packed, _ = self.embed_multimodal(packed_ids, pixel_values, image_grid_thw)
+        packed, _ = self.embed_multimodal(packed_ids, pixel_values, image_grid_thw, image_layout)
         inputs_embeds, attention_mask = pad_left(packed[0].split(lengths))
         positions = self.get_model().row_positions(packed_ids, image_grid_thw, [0, *accumulate(lengths)])
         if positions is not None:
@@ -274,6 +320,26 @@ class LlavaMetaForCausalLM:
         if positions is not None and positions.ndim == 3:
             updated["position_ids"] = torch.cat((positions[..., :-1], next_positions(positions[..., :-1])), dim=-1)
         return updated
+
+
+def _numbers(rows: Tensor | Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    return rows.tolist() if isinstance(rows, Tensor) else rows
+
+
+def _visuals(image_grid_thw: Grids, image_layout: Layout | None) -> tuple[list[Visual], list[int]]:
+    """What merging needs to know of each image, and its number of tiles."""
+    if image_layout is None:
+        raise ValueError("A plain tower's images come with image_layout, which its image processor gives.")
+    visuals = [Visual(width, height, bool(video)) for width, height, video in _numbers(image_layout)]
+    return visuals, [grid[0] for grid in _numbers(image_grid_thw)]
+
+
+def unpadded(inputs: Tensor | Sequence[Tensor], attention_mask: Tensor | None) -> list[Tensor]:
+    """The prompts of a batch, each (L_i,), without what fills it up."""
+    rows = [row.reshape(-1) for row in inputs]
+    if attention_mask is None:
+        return rows
+    return [row[mask.bool()] for row, mask in zip(rows, attention_mask, strict=True)]
 
 
 def repeated(numbers: Sequence[int], times: Sequence[int], device: torch.device) -> Tensor:

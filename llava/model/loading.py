@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from llava.model.attention import resolve_attention
 from llava.model.language_model import LLAVA_MODELS
-from llava.model.multimodal_encoder.builder import load_vision_tower
+from llava.model.multimodal_encoder.builder import complete_vision_config, config_keys, load_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.sharding import full_shape, gathered
 
@@ -72,6 +72,7 @@ def load_weights(
     Strict: a missing or misshapen weight is an error that names it; an unexpected one is logged. Where a checkpoint
     holds nothing of its tower, as LLaVA's do that never trained it, the tower's own weights are taken.
     """
+    complete_vision_config(config)
     try:
         model, info = llava_class(config.model_type).from_pretrained(
             path,
@@ -116,6 +117,7 @@ def attach_vision(
     adapter_file: str | Path | None = None,
     tower_options: dict[str, Any] | None = None,
     processor_options: dict[str, Any] | None = None,
+    llava_keys: dict[str, Any] | None = None,
 ) -> None:
     """Give a bare LLM a tower with its starting weights and an adapter; its config learns how to build them again.
 
@@ -125,8 +127,12 @@ def attach_vision(
         adapter_file: A Stage-I `mm_projector.bin`; without one the adapter is fresh.
         tower_options: What differs from the tower's own checkpoint (`TOWER_OPTIONS`).
         processor_options: Of its image processor.
+        llava_keys: LLaVA's config keys about images (`image_aspect_ratio`, ...); a tower takes those that it reads.
     """
-    tower = load_vision_tower(vision_tower, dtype=dtype, **tower_options or {})
+    kept = {key: value for key, value in (llava_keys or {}).items() if key in config_keys(vision_tower)}
+    for key in sorted((llava_keys or {}).keys() - kept.keys()):
+        logger.warning("--%s is accepted for old scripts; %s does not read it.", key, vision_tower)
+    tower = load_vision_tower(vision_tower, dtype=dtype, **tower_options or {}, **kept)
     projector = build_vision_projector(projector_type, tower.hidden_size, model.config.hidden_size, tower.merge_size)
     if adapter_file:
         load_adapter_file(projector, adapter_file)
@@ -139,6 +145,7 @@ def attach_vision(
         mm_projector_type=projector_type,
         mm_hidden_size=tower.hidden_size,
         mm_base_model=base_model,
+        **kept,
     )
 
 

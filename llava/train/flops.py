@@ -63,7 +63,7 @@ class ModelFlops:
         patches = sum(map(math.prod, grids))
         squares = sum(frames * (rows * cols) ** 2 for frames, rows, cols in grids)
         total = self._per_token["mm_vision_tower"] * patches + self._tower_attention * squares
-        total += self._per_token["mm_mlp_adapter"] * sum(self._tokens_per_image(grids))
+        total += self._per_token["mm_mlp_adapter"] * sum(self._tokens_per_image(grids, batch.get("image_layout")))
         borders = batch["cu_seqlens"]
         total += self._per_token["mm_language_model"] * borders[-1] + 3 * self._llm_attention * _squares(borders)
         if "align_cu_seqlens" in batch:  # the alignment loss reads the answers once more, without a backward pass

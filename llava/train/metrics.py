@@ -47,7 +47,7 @@ class Throughput:
         """Take in the micro-batches of a step: for them the process waited so many seconds, and computes so much."""
         for batch in batches:
             self._counts["tokens"] += batch["input_ids"].numel()
-            self._counts["visual_tokens"] += sum(tokens_per_image(batch["image_grid_thw"]))
+            self._counts["visual_tokens"] += sum(tokens_per_image(batch["image_grid_thw"], batch.get("image_layout")))
             self._counts["images"] += len(batch["image_grid_thw"])
             self._counts["samples"] += batch["num_samples"] - len(batch["bad_samples"])
         self._waited += waited

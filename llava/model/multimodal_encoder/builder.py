@@ -7,15 +7,34 @@ from typing import Any
 import torch
 
 from llava.model.multimodal_encoder.base import ImageProcessor, TowerFactory, VisionTower
+from llava.model.multimodal_encoder.plain_tower import PlainTowerFactory
+from llava.model.patch_merge import PatchMerge
 from llava.model.sharding import load_in_shards
 from llava.registry import Registry
 
 VISION_TOWERS: Registry[TowerFactory] = Registry("vision tower", "llava.vision_towers")
 
+PLAIN = PlainTowerFactory()
+for family in ("clip", "siglip"):
+    VISION_TOWERS.register(family, PLAIN)
+
 
 def tower_factory(name: str) -> TowerFactory:
-    """The factory that `name` or `name:weights` belongs to."""
-    return VISION_TOWERS.get(name.partition(":")[0])
+    """The factory that `name` or `name:weights` belongs to. What looks like a path or hub id is a plain tower."""
+    registered = name.partition(":")[0]
+    return PLAIN if "/" in registered else VISION_TOWERS.get(registered)
+
+
+def config_keys(name: str) -> tuple[str, ...]:
+    """The keys of a LLaVA config (`image_aspect_ratio`, ...) that the tower and its image processor read."""
+    return getattr(tower_factory(name), "config_keys", ())
+
+
+def complete_vision_config(config: Any) -> None:
+    """Give the config of a checkpoint from LLaVA itself what it names but does not hold: its tower's architecture."""
+    if getattr(config, "mm_vision_tower", None) and getattr(config, "mm_vision_config", None) is None:
+        config.mm_vision_config = tower_factory(config.mm_vision_tower).tower_config(config.mm_vision_tower)
+        config.mm_image_processor = {}
 
 
 def with_weights(name: str, weights: str | None) -> str:
@@ -34,7 +53,9 @@ def load_vision_tower(name: str, *, dtype: torch.dtype | None = None, **options:
     factory = tower_factory(name)
     return load_in_shards(
         load=lambda: factory.build_tower(name, dtype=dtype, **options),
-        build=lambda config: factory.build_tower(name, config=config),
+        build=lambda config: factory.build_tower(
+            name, config=config, **{key: options[key] for key in config_keys(name) if key in options}
+        ),
     )
 
 
@@ -45,7 +66,14 @@ def build_vision_tower(config: Any) -> VisionTower:
             f"The config names the vision tower {config.mm_vision_tower!r} but holds no mm_vision_config, so its "
             "architecture is unknown. Was the checkpoint written by another code base?"
         )
-    return tower_factory(config.mm_vision_tower).build_tower(config.mm_vision_tower, config=config.mm_vision_config)
+    name = config.mm_vision_tower
+    return tower_factory(name).build_tower(name, config=config.mm_vision_config, **_options(config))
+
+
+def build_patch_merge(config: Any) -> PatchMerge | None:
+    """How a plain tower's tiles become visual tokens; None where the tower gives them as they are."""
+    make = getattr(tower_factory(config.mm_vision_tower), "build_patch_merge", None)
+    return None if make is None else make(config.mm_vision_config, **_options(config))
 
 
 def checkpoint_image_processor(config: Any, **changes: Any) -> ImageProcessor:
@@ -53,6 +81,11 @@ def checkpoint_image_processor(config: Any, **changes: Any) -> ImageProcessor:
 
     `changes` stand in the place of some of them (`max_num_vistoken`).
     """
-    factory = tower_factory(config.mm_vision_tower)
-    options = config.mm_image_processor | changes
-    return factory.build_image_processor(config.mm_vision_tower, config=config.mm_vision_config, **options)
+    name = config.mm_vision_tower
+    options = _options(config) | config.mm_image_processor | changes
+    return tower_factory(name).build_image_processor(name, config=config.mm_vision_config, **options)
+
+
+def _options(config: Any) -> dict[str, Any]:
+    keys = config_keys(config.mm_vision_tower)
+    return {key: getattr(config, key) for key in keys if getattr(config, key, None) is not None}

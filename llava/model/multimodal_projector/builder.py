@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from llava.model.multimodal_projector.plain import plain_projector
 from llava.registry import Registry
 
 PROJECTORS: Registry[Callable[[int, int, int], nn.Module]] = Registry("projector", "llava.projectors")
@@ -16,4 +17,7 @@ PROJECTORS: Registry[Callable[[int, int, int], nn.Module]] = Registry("projector
 
 def build_vision_projector(projector_type: str, vision_width: int, llm_width: int, merge_size: int) -> nn.Module:
     """A fresh projector: `vision_width` = D, `llm_width` = H, `merge_size` = side of a visual token in patches."""
+    plain = plain_projector(projector_type, vision_width, llm_width)
+    if plain is not None:
+        return plain
     return PROJECTORS.get(projector_type)(vision_width, llm_width, merge_size)

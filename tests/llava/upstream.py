@@ -1,0 +1,37 @@
+"""The golden files of LLaVA-NeXT (tests/data/upstream), and the formulas by which their inputs were made."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+GOLDEN = Path(__file__).parents[1] / "data" / "upstream"
+ONEVISION = [[384 * w, 384 * h] for w in range(1, 7) for h in range(1, 7)]
+NEXT = [[672, 336], [336, 672], [672, 672], [1008, 336], [336, 1008]]
+
+
+def wave(*shape: int, step: float = 0.37) -> torch.Tensor:
+    """cos(0, step, 2·step, ...), float32."""
+    size = int(np.prod(shape))
+    return _wave(max(size, 100_000), step)[:size].reshape(shape)
+
+
+@cache
+def _wave(size: int, step: float) -> torch.Tensor:
+    return torch.arange(size, dtype=torch.float64).mul(step).cos().float()
+
+
+def photo(width: int, height: int) -> Image.Image:
+    return Image.fromarray((wave(height, width, 3, step=0.0071).numpy() * 127 + 128).astype(np.uint8))
+
+
+def digest(features: torch.Tensor) -> tuple[int, float]:
+    """Number of rows, and the sum of all values, each with a weight of its own."""
+    return len(features), float((features.double() * wave(*features.shape, step=1.3).double()).sum())
+
+
+def golden(name: str) -> dict:
+    return json.loads((GOLDEN / name).read_text())
