@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 # Tower and adapter are small and stay as they are, and the losses read the head's weight itself.
-KEPT_WHOLE = ["vision_tower", "mm_projector", "lm_head"]
+KEPT_WHOLE = ["model.vision_tower", "model.mm_projector", "lm_head"]  # transformers wants whole names
 
 
 def check_bitsandbytes(flag: str) -> None:
