@@ -11,7 +11,10 @@ import pytest
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.held_out import main as held_out
 from llava.eval.results import summary_path
+from llava.train.arguments import parse_arguments
+from llava.train.train import build_stage, run_stage
 from playground.lmms_task import TASK, write_task
+from tests.llava import tiny
 from tests.scripts.launching import ROOT, clean_environment, run_script
 
 pytest.importorskip("lmms_eval", reason="bash scripts/install_lmms_eval.sh")
@@ -40,6 +43,16 @@ def metrics_near(path: str) -> str:
 
 
 @pytest.fixture(scope="module")
+def model(llm, siglip, colours, tmp_path_factory):
+    """A checkpoint that answers questions, in a template with roles."""
+    changes = {"version": "qwen_2_5", "max_steps": 48, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    changes |= {"force_resize": "none", "per_device_train_batch_size": 8, **tiny.FULL_STAGE}
+    folder = tmp_path_factory.mktemp("lmms") / "model"
+    run_stage(*build_stage(*parse_arguments(tiny.stage_arguments(llm, siglip, colours, folder, **changes))))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def task(colours, tmp_path_factory):
     """The colours' records, and between them one whose image is no image."""
     folder = tmp_path_factory.mktemp("task")
@@ -51,36 +64,36 @@ def task(colours, tmp_path_factory):
     return folder
 
 
-def evaluate(run, task, results, *flags, **environment) -> dict:
+def evaluate(model, task, results, *flags, **environment) -> dict:
     done = run_script(
-        "eval", str(run / "stage2_native"), TASK, "--", "--include_path", str(task), *flags,
+        "eval", str(model), TASK, "--", "--include_path", str(task), *flags,
         NUM_GPUS="0", RESULTS=str(results), HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=str(results / "hf"),
-        MODEL_ARGS="conv_template=plain,max_num_vistoken=64", PYTHONPATH=str(ROOT), **environment,
+        MODEL_ARGS="max_num_vistoken=64", PYTHONPATH=str(ROOT), **environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "answered with nothing" in done.stderr  # the broken image's request
     return json.loads((results / "scores.json").read_text())
 
 
-def test_a_local_task_scores_as_the_project_s_own_exact_match(run, task, colours, tmp_path):
-    scores = evaluate(run, task, tmp_path / "results")["scores"]
+@pytest.mark.slow
+def test_a_local_task_scores_as_the_project_s_own_exact_match(model, task, colours, tmp_path):
+    scores = evaluate(model, task, tmp_path / "results")["scores"]
     output = tmp_path / "own.jsonl"
     questions = ["--questions", str(colours / "data.json"), "--image-folder", str(colours / "images")]
-    model = ["--model-path", str(run / "stage2_native"), "--conv-mode", "plain"]
-    held_out([*model, *questions, "--output", str(output)])
+    held_out(["--model-path", str(model), *questions, "--output", str(output)])
     own = json.loads(summary_path(output).read_text())
     assert own["accuracy"] > 0.5
     assert scores[f"{TASK}/exact_match"] == pytest.approx(own["accuracy"] * own["n"] / (own["n"] + 1), abs=1e-3)
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(run, task, tmp_path):
-    alone = evaluate(run, task, tmp_path / "one")
-    printed = run_script("eval", str(run / "stage2_native"), TASK, DRY_RUN="1", NUM_GPUS="0").stdout
+def test_two_processes_score_as_one(model, task, tmp_path):
+    alone = evaluate(model, task, tmp_path / "one")
+    printed = run_script("eval", str(model), TASK, DRY_RUN="1", NUM_GPUS="0").stdout
     command = shlex.split(printed)
     command[command.index("--num_processes") + 1] = "2"
     command += ["--include_path", str(task), "--output_path", str(tmp_path / "two")]
-    command[command.index("--model_args") + 1] += ",conv_template=plain,max_num_vistoken=64"
+    command[command.index("--model_args") + 1] += ",max_num_vistoken=64"
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     environment = clean_environment(PYTHONPATH=str(ROOT), **offline)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
