@@ -18,7 +18,6 @@ from timing import show
 
 GPUS_OF_A_NODE = 8
 BYTES_OF_A_WEIGHT = 2
-BYTES_OF_A_CHECKPOINT = BYTES_OF_A_WEIGHT + 12  # bf16 weights, and DeepSpeed's fp32 weights and two moments
 
 
 @dataclass(frozen=True)
