@@ -95,7 +95,7 @@ class Page:
 
     def _chat_tab(self, models: list[ModelInfo]) -> tuple[gr.Chatbot, Settings]:
         folder = Path(tempfile.mkdtemp(prefix="llava-examples-"))
-        examples = [{"text": text, "files": [str(file)]} for text, file in save_examples(folder)]
+        examples = [{"text": text, "files": [str(file)], "icon": str(file)} for text, file in save_examples(folder)]
         with gr.Row():
             with gr.Column(scale=7, min_width=320):
                 chatbot = gr.Chatbot(
@@ -121,7 +121,7 @@ class Page:
                     camera = gr.Image(sources=["webcam", "clipboard"], type="filepath", show_label=False, height=280)
             with gr.Column(scale=3, min_width=280):
                 settings = self._settings(models)
-                count = gr.HTML(page_parts.token_count([], [], []), elem_id="token-count")
+                count = gr.HTML(page_parts.token_count([], [], []), elem_id="token-count", padding=False)
                 clear = gr.Button("New conversation", size="sm")
         self._chat_events(chatbot, box, camera, settings, count, clear)
         return chatbot, settings
@@ -247,12 +247,12 @@ class Page:
                     sources=["upload", "webcam", "clipboard"], type="filepath", label="Image", elem_id="see", height=260
                 )
                 word = gr.Dropdown([], label="Heat map of the word", allow_custom_value=True, elem_id="word")
-                about = gr.HTML(elem_id="see-count")
+                about = gr.HTML(elem_id="see-count", padding=False)
             with gr.Column(scale=7, min_width=320):
                 with gr.Tab("Words"):
-                    words = gr.HTML(elem_id="words")
+                    words = gr.HTML(elem_id="words", padding=False)
                 with gr.Tab("Heat map"):
-                    heat = gr.HTML(elem_id="heat")
+                    heat = gr.HTML(elem_id="heat", padding=False)
                 with gr.Tab("As the model saw it"):
                     seen = gr.Image(elem_id="seen", **picture)
                 with gr.Tab("Features"):
@@ -270,7 +270,7 @@ class Page:
         return gr.skip() if image or not files else files[-1]
 
     def look(self, image: str | None, word: str | None, model: str, budget: int) -> tuple[Any, ...]:
-        """Everything that this tab shows; the word is the one that any token stands nearest to, unless one is asked for."""
+        """Everything that this tab shows; the word is the nearest of all, unless another is asked for."""
         if image is None:
             return (gr.Dropdown(choices=[], value=None), "", "", "", None, None)
         history = user_messages("", [image])

@@ -22,7 +22,7 @@ CSS = """
   background: var(--background-fill-secondary);}
 .grids {display: grid; grid-template-columns: minmax(0, 1fr); gap: 6px; font-size: 0.86rem;}
 .grids .row {display: flex; justify-content: space-between; gap: 12px;}
-.grids .name {min-width: 0; color: var(--body-text-color-subdued); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;}
+.grids .name {color: var(--body-text-color-subdued); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;}
 .grids .count {white-space: nowrap; font-variant-numeric: tabular-nums;}
 .grids .total {border-top: 1px solid var(--border-color-primary); padding-top: 6px; font-weight: 600;}
 .soft {color: var(--body-text-color-subdued); font-size: 0.86rem;}
@@ -54,7 +54,7 @@ def token_count(names: list[str], sizes: list[tuple[int, int]], grids: list[Toke
     if not grids:
         return '<div class="card soft">No image yet. Its grid of visual tokens will stand here.</div>'
     rows = [
-        f'<div class="row"><span class="name">{escape(name)} · {width} {TIMES} {height} px</span>'
+        f'<div class="name">{escape(name)}</div><div class="row"><span>{width} {TIMES} {height} px</span>'
         f'<span class="count">{_grid(grid)}</span></div>'
         for name, (width, height), grid in zip(names, sizes, grids, strict=True)
     ]
