@@ -86,7 +86,7 @@ class Page:
             dark.click(None, js=DARK, **QUIET)
             with gr.Tab("Chat", id="chat-tab"):
                 chatbot, settings = self._chat_tab(models)
-            with gr.Tab("What the model sees", id="see-tab") as see_tab:
+            with gr.Tab("What it sees", id="see-tab") as see_tab:
                 self._see_tab(see_tab, chatbot, settings)
             with gr.Tab("Side by side", id="compare-tab"):
                 self._compare_tab(models, settings)
@@ -105,7 +105,7 @@ class Page:
                     buttons=["copy"],
                     layout="bubble",
                     examples=examples,
-                    placeholder="**Ask about an image.** Add one below, paste it, or take a picture.",
+                    placeholder="### Ask about an image\nAdd one below, paste it, or take a picture.",
                 )
                 box = gr.MultimodalTextbox(
                     elem_id="box",
@@ -210,11 +210,13 @@ class Page:
         return gr.MultimodalTextbox(value={"text": message.get("text") or "", "files": files}), None
 
     def count(self, message: dict[str, Any], history: Messages, model: str, budget: int) -> str:
-        """The grids of the conversation's images and of those in the box."""
+        """The grids of the conversation's images and of those in the box, or what is wrong with one."""
         files = [*image_files(history or []), *((message or {}).get("files") or [])]
-        with shown_errors():
+        try:
             sizes = [image.size for image in open_files(files, self.limits)]
             grids = self.backend.token_grids(model, sizes, budget) if sizes else []
+        except Refused as refused:
+            return page_parts.warning(str(refused))
         return page_parts.token_count([Path(file).name for file in files], sizes, grids)
 
     def choose_model(self, name: str) -> Any:
@@ -295,7 +297,8 @@ class Page:
     def _compare_tab(self, models: list[ModelInfo], settings: Settings) -> None:
         gr.Markdown("One question to two models, or to one with two budgets of visual tokens.", elem_classes="soft")
         with gr.Row():
-            image = gr.Image(sources=["upload", "webcam", "clipboard"], type="filepath", label="Image", height=240)
+            sources = ["upload", "webcam", "clipboard"]
+            image = gr.Image(sources=sources, type="filepath", label="Image", height=240, elem_id="compare-image")
             with gr.Column():
                 text = gr.Textbox(label="Question", lines=3)
                 ask = gr.Button("Ask both", variant="primary")
