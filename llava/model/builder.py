@@ -21,7 +21,7 @@ from llava.model.loading import (
 )
 from llava.model.lora import is_lora_folder, merge_lora, recorded_base
 from llava.model.multimodal_encoder.base import TOWER_OPTIONS
-from llava.model.multimodal_encoder.builder import checkpoint_image_processor
+from llava.model.multimodal_encoder.builder import checkpoint_image_processor, checkpoint_keys, complete_vision_config
 from llava.model.quantization import check_bitsandbytes, quantization_config
 
 DTYPES = {
@@ -143,14 +143,17 @@ def _load_base(path: str, base: str | None, config: Any, load: Callable[[str, An
     for key, value in config.to_dict().items():
         if key.startswith(("mm_", "use_mm_", "tokenizer_")):
             setattr(model.config, key, value)
+    complete_vision_config(config)
+    tower = config.mm_vision_config
     attach_vision(
         model,
         config.mm_vision_tower,
         base_model=base,
         projector_type=config.mm_projector_type,
         dtype=model.dtype,
-        tower_options={key: config.mm_vision_config[key] for key in (*TOWER_OPTIONS, "merge_size")},
+        tower_options={key: tower[key] for key in (*TOWER_OPTIONS, "merge_size") if key in tower},
         processor_options=config.mm_image_processor,
+        llava_keys=checkpoint_keys(config),
     )
     model.get_model().vision_tower.to(model.device)
     model.get_model().mm_projector.to(model.device)
