@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from llava.model.multimodal_encoder.base import ImageProcessor, TowerFactory, VisionTower
+from llava.model.multimodal_encoder.own_tower import OwnTowerFactory
 from llava.model.multimodal_encoder.plain_tower import PlainTowerFactory
 from llava.model.patch_merge import PatchMerge
 from llava.model.sharding import load_in_shards
@@ -17,6 +19,20 @@ VISION_TOWERS: Registry[TowerFactory] = Registry("vision tower", "llava.vision_t
 PLAIN = PlainTowerFactory()
 for family in ("clip", "siglip"):
     VISION_TOWERS.register(family, PLAIN)
+
+
+def register_vision_tower(name: str) -> Callable[[type], type]:
+    """Class decorator: make a tower of one's own known as `--vision_tower NAME`.
+
+    The class is a `torch.nn.Module` (`llava.model.multimodal_encoder.own_tower`, and docs/own_tower.md), or, for a
+    tower of native resolution, a whole `TowerFactory`.
+    """
+
+    def register(tower: type) -> type:
+        VISION_TOWERS.register(name, tower() if hasattr(tower, "build_tower") else OwnTowerFactory(tower))
+        return tower
+
+    return register
 
 
 def tower_factory(name: str) -> TowerFactory:
@@ -67,13 +83,13 @@ def build_vision_tower(config: Any) -> VisionTower:
             "architecture is unknown. Was the checkpoint written by another code base?"
         )
     name = config.mm_vision_tower
-    return tower_factory(name).build_tower(name, config=config.mm_vision_config, **_options(config))
+    return tower_factory(name).build_tower(name, config=config.mm_vision_config, **llava_options(config))
 
 
 def build_patch_merge(config: Any) -> PatchMerge | None:
     """How a plain tower's tiles become visual tokens; None where the tower gives them as they are."""
     make = getattr(tower_factory(config.mm_vision_tower), "build_patch_merge", None)
-    return None if make is None else make(config.mm_vision_config, **_options(config))
+    return None if make is None else make(config.mm_vision_config, **llava_options(config))
 
 
 def checkpoint_image_processor(config: Any, **changes: Any) -> ImageProcessor:
@@ -82,10 +98,11 @@ def checkpoint_image_processor(config: Any, **changes: Any) -> ImageProcessor:
     `changes` stand in the place of some of them (`max_num_vistoken`).
     """
     name = config.mm_vision_tower
-    options = _options(config) | config.mm_image_processor | changes
+    options = llava_options(config) | config.mm_image_processor | changes
     return tower_factory(name).build_image_processor(name, config=config.mm_vision_config, **options)
 
 
-def _options(config: Any) -> dict[str, Any]:
+def llava_options(config: Any) -> dict[str, Any]:
+    """LLaVA's config keys about images that its tower and image processor read, as far as they are set."""
     keys = config_keys(config.mm_vision_tower)
     return {key: getattr(config, key) for key in keys if getattr(config, key, None) is not None}
