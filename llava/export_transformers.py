@@ -158,3 +158,7 @@ def _layers(tower: Any) -> dict[str, Any]:
 def _renamed(name: str) -> str:
     start = next(start for start in NAMES if name.startswith(start))
     return NAMES[start] + name.removeprefix(start)
+
+
+if __name__ == "__main__":
+    main()
