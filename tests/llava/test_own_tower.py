@@ -1,6 +1,7 @@
 """A tower of one's own from a file outside the package: docs/own_tower.md as it stands, and what can go wrong."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -31,6 +32,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     tiny.save_data(folder / "squares")
     (folder / "squares/data.json").rename(folder / "data.json")
+    records = [record | {"kind": "colour"} for record in json.loads((folder / "data.json").read_text())]
+    (folder / "questions.json").write_text(json.dumps(records[:3]))
     (folder / "squares/images").rename(folder / "images")
     (folder / "playground").symlink_to(ROOT / "playground")
     (folder / "my_tower.py").write_text(block("python"))
@@ -55,10 +58,11 @@ def test_the_page_s_commands_train_and_answer(place, monkeypatch, capsys, caplog
             importlib.import_module(module).main(
                 [*arguments, *(["--use_cpu"] if "train" in module else ["--device", "cpu"])]
             )
-    assert [module for module, _ in steps] == ["llava.train.train_mem", "llava.serve.cli"]
+    assert [module for module, _ in steps] == ["llava.train.train_mem", "llava.serve.cli", "llava.eval.held_out"]
     assert re.search(r"model\.vision_tower +mm_vision_tower +9,264 +9,264", caplog.text)  # it trains
     assert load_file("runs/my_tower/model.safetensors")["model.vision_tower.vision_tower.patches.weight"].any()
-    assert capsys.readouterr().out.strip()
+    assert "colour" in capsys.readouterr().out  # the scores, by kind
+    assert len(Path("answers.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.slow
