@@ -34,6 +34,7 @@ class NativeImageProcessor:
         image_mean: per channel, of values in [0, 1].
         image_std: per channel.
         force_resize: squash every image to this many pixels square before the grid rule; None keeps it native.
+        pad_to_square: before that, lay every image in the middle of a square of the mean colour, as LLaVA-1.5 does.
         two_step_resize: resize twice as the release does (other grid for one photo in 8).
         max_image_pixels: larger images are refused before they are decoded.
     """
@@ -48,6 +49,7 @@ class NativeImageProcessor:
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
         image_std: Sequence[float] = (0.5, 0.5, 0.5),
         force_resize: int | None = None,
+        pad_to_square: bool = False,
         two_step_resize: bool = False,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
     ):
@@ -58,6 +60,7 @@ class NativeImageProcessor:
         self.image_mean = tuple(image_mean)
         self.image_std = tuple(image_std)
         self.force_resize = _checked_side(force_resize)
+        self.pad_to_square = pad_to_square
         self.two_step_resize = two_step_resize
         self.max_image_pixels = max_image_pixels
         self.num_visual_tokens(1, 1)  # refuses bounds that leave no grid now, not at the first image
@@ -72,7 +75,7 @@ class NativeImageProcessor:
         """
         images = [images] if isinstance(images, Image.Image) else images
         side = _checked_side(force_resize) or self.force_resize
-        pixels = [np.asarray(self._resize(self._to_rgb(image), side)) for image in images]
+        pixels = [np.asarray(self._resize(self._squared(self._to_rgb(image)), side)) for image in images]
         grids = [(1, each.shape[0] // self.patch_size, each.shape[1] // self.patch_size) for each in pixels]
         ends = list(accumulate((rows * cols for _, rows, cols in grids), initial=0))
         patches = np.empty((ends[-1], 3, self.patch_size**2), dtype=np.float32)
@@ -87,6 +90,8 @@ class NativeImageProcessor:
         """(rows, columns) of patches that an image of this size becomes; nothing is opened or resized."""
         if self.force_resize:
             width = height = self.force_resize
+        elif self.pad_to_square:
+            width = height = max(width, height)
         return self._grids(width, height)[-1]
 
     def num_visual_tokens(self, width: int, height: int) -> int:
@@ -140,6 +145,15 @@ class NativeImageProcessor:
                 "(max_image_pixels), which guards against decompression bombs."
             )
         return to_rgb(image)
+
+    def _squared(self, image: Image.Image) -> Image.Image:
+        """With `pad_to_square`, the image in the middle of a square, which normalises to zeros; else the image."""
+        side = max(image.size)
+        if not self.pad_to_square or image.width == image.height:
+            return image
+        square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in self.image_mean))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return square
 
     def _normalise(self, patches: np.ndarray, out: np.ndarray) -> None:
         """(P, 3, p*p) uint8 -> the same in float32, (value / 255 - mean) / std, rounded as transformers rounds it."""

@@ -43,7 +43,7 @@ class Checkout:
 
     def read(self, path: str) -> str:
         """A file as it lies there, line ends untouched."""
-        return (self.root / path).read_bytes().decode("utf-8")
+        return (self.root / path).read_bytes().decode("utf-8", errors="surrogateescape")
 
     def hooked(self) -> dict[str, str]:
         """path -> source with hooks.
@@ -134,4 +134,4 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """What git prints, or None where it fails."""
     command = ["git", "-C", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)  # noqa: S603
-    return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
+    return done.stdout.decode("utf-8", errors="surrogateescape") if done.returncode == 0 else None

@@ -5,11 +5,13 @@ A line ends in MARKER, so that taking the hooks out is removing the lines that d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from comp_patches.upstream.anchors import (
     Anchor,
+    NoSuchPlaceError,
     after_definition,
     after_imports,
     before_assignment,
@@ -46,15 +48,15 @@ def with_hooks(source: str, hooks: tuple[Hook, ...]) -> str:
     Raises:
         NoSuchPlaceError: a hook's place is not there.
     """
-    tree, lines = parse(source), source.splitlines(keepends=True)
+    tree, lines = parse(source), _lines(source)
     line_end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
     added: dict[int, list[str]] = {}
     for hook in hooks:
         if not hook.only_if or holds(tree, hook.only_if):
             place = hook.anchor(tree)
+            if place.before > len(lines) and not source.endswith("\n"):
+                raise NoSuchPlaceError("a line's end at the end of the file")
             added.setdefault(place.before, []).append(" " * place.indent + hook.line + MARKER + line_end)
-    if lines and not lines[-1].endswith("\n"):
-        lines[-1] += line_end
     return "".join(
         line for number in range(1, len(lines) + 2) for line in (*added.get(number, ()), *lines[number - 1 : number])
     )
@@ -62,7 +64,12 @@ def with_hooks(source: str, hooks: tuple[Hook, ...]) -> str:
 
 def without_hooks(source: str) -> str:
     """The source as it was before."""
-    return "".join(line for line in source.splitlines(keepends=True) if not line.rstrip().endswith(MARKER.strip()))
+    return "".join(line for line in _lines(source) if not line.rstrip().endswith(MARKER.strip()))
+
+
+def _lines(source: str) -> list[str]:
+    """With their ends, as the syntax tree counts them: str.splitlines knows more ends than Python."""
+    return re.findall(r"[^\n]*\n|[^\n]+", source)
 
 
 BUILDER = "llava/model/multimodal_encoder/builder.py"

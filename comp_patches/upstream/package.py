@@ -9,6 +9,8 @@ import ast
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import comp_patches
@@ -20,7 +22,8 @@ _START = "comp_patches.upstream.hooks"
 _IMPORT = re.compile(r"^(\s*(?:from|import)\s+)comp_patches\b", re.MULTILINE)
 
 
-def package_files() -> dict[str, str]:
+@cache
+def package_files() -> Mapping[str, str]:
     """Path below TARGET -> content, the manifest included."""
     files = {}
     for module in sorted(_reached(_START)):

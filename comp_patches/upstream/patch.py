@@ -96,7 +96,7 @@ def _write(file: Path, source: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "wb") as out:
-            out.write(source.encode("utf-8"))
+            out.write(source.encode("utf-8", errors="surrogateescape"))
         shutil.copymode(file, temporary)
         os.replace(temporary, file)
     finally:

@@ -186,8 +186,10 @@ def with_processor_options(loaded: Any, options: dict[str, Any]) -> Any:
     chosen = {name: None if value == "none" else value for name, value in options.items() if value is not None}
     if not chosen:
         return loaded.image_processor
-    loaded.model.config.mm_image_processor = loaded.model.config.mm_image_processor | chosen
-    return checkpoint_image_processor(loaded.model.config)
+    least = getattr(loaded.image_processor, "min_num_vistoken", None)
+    if chosen.get("max_num_vistoken") and least is not None and "min_num_vistoken" not in chosen:
+        chosen["min_num_vistoken"] = min(least, chosen["max_num_vistoken"])  # a small budget wins over the checkpoint's
+    return checkpoint_image_processor(loaded.model.config, **chosen)
 
 
 def with_placeholders(text: str, images: int) -> str:

@@ -48,9 +48,10 @@ def make_app(args: argparse.Namespace):
         backend, app = LocalBackend(pool), Worker(pool, args.api_key).app()
     else:
         backend, app = RemoteBackend(args.controller_url, args.api_key), FastAPI(openapi_url=None)
-    return gr.mount_gradio_app(
+    page = Page(backend, limits).build()
+    app = gr.mount_gradio_app(
         app,
-        Page(backend, limits).build(),
+        page,
         path="/",
         server_name=args.host,
         server_port=args.port,
@@ -60,6 +61,8 @@ def make_app(args: argparse.Namespace):
         footer_links=[],
         ssr_mode=False,
     )
+    page.has_launched = True  # before that Gradio lets a forged upload name any file of the server
+    return app
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -86,7 +86,7 @@ class Page:
             dark.click(None, js=DARK, **QUIET)
             with gr.Tab("Chat", id="chat-tab"):
                 chatbot, settings = self._chat_tab(models)
-            with gr.Tab("What the model sees", id="see-tab") as see_tab:
+            with gr.Tab("What it sees", id="see-tab") as see_tab:
                 self._see_tab(see_tab, chatbot, settings)
             with gr.Tab("Side by side", id="compare-tab"):
                 self._compare_tab(models, settings)
@@ -95,7 +95,7 @@ class Page:
 
     def _chat_tab(self, models: list[ModelInfo]) -> tuple[gr.Chatbot, Settings]:
         folder = Path(tempfile.mkdtemp(prefix="llava-examples-"))
-        examples = [{"text": text, "files": [str(file)]} for text, file in save_examples(folder)]
+        examples = [{"text": text, "files": [str(file)], "icon": str(file)} for text, file in save_examples(folder)]
         with gr.Row():
             with gr.Column(scale=7, min_width=320):
                 chatbot = gr.Chatbot(
@@ -105,7 +105,7 @@ class Page:
                     buttons=["copy"],
                     layout="bubble",
                     examples=examples,
-                    placeholder="**Ask about an image.** Add one below, paste it, or take a picture.",
+                    placeholder="### Ask about an image\nAdd one below, paste it, or take a picture.",
                 )
                 box = gr.MultimodalTextbox(
                     elem_id="box",
@@ -121,7 +121,7 @@ class Page:
                     camera = gr.Image(sources=["webcam", "clipboard"], type="filepath", show_label=False, height=280)
             with gr.Column(scale=3, min_width=280):
                 settings = self._settings(models)
-                count = gr.HTML(page_parts.token_count([], [], []), elem_id="token-count")
+                count = gr.HTML(page_parts.token_count([], [], []), elem_id="token-count", padding=False)
                 clear = gr.Button("New conversation", size="sm")
         self._chat_events(chatbot, box, camera, settings, count, clear)
         return chatbot, settings
@@ -210,11 +210,13 @@ class Page:
         return gr.MultimodalTextbox(value={"text": message.get("text") or "", "files": files}), None
 
     def count(self, message: dict[str, Any], history: Messages, model: str, budget: int) -> str:
-        """The grids of the conversation's images and of those in the box."""
+        """The grids of the conversation's images and of those in the box, or what is wrong with one."""
         files = [*image_files(history or []), *((message or {}).get("files") or [])]
-        with shown_errors():
+        try:
             sizes = [image.size for image in open_files(files, self.limits)]
             grids = self.backend.token_grids(model, sizes, budget) if sizes else []
+        except Refused as refused:
+            return page_parts.warning(str(refused))
         return page_parts.token_count([Path(file).name for file in files], sizes, grids)
 
     def choose_model(self, name: str) -> Any:
@@ -247,12 +249,12 @@ class Page:
                     sources=["upload", "webcam", "clipboard"], type="filepath", label="Image", elem_id="see", height=260
                 )
                 word = gr.Dropdown([], label="Heat map of the word", allow_custom_value=True, elem_id="word")
-                about = gr.HTML(elem_id="see-count")
+                about = gr.HTML(elem_id="see-count", padding=False)
             with gr.Column(scale=7, min_width=320):
                 with gr.Tab("Words"):
-                    words = gr.HTML(elem_id="words")
+                    words = gr.HTML(elem_id="words", padding=False)
                 with gr.Tab("Heat map"):
-                    heat = gr.HTML(elem_id="heat")
+                    heat = gr.HTML(elem_id="heat", padding=False)
                 with gr.Tab("As the model saw it"):
                     seen = gr.Image(elem_id="seen", **picture)
                 with gr.Tab("Features"):
@@ -270,7 +272,7 @@ class Page:
         return gr.skip() if image or not files else files[-1]
 
     def look(self, image: str | None, word: str | None, model: str, budget: int) -> tuple[Any, ...]:
-        """Everything that this tab shows; the word is the one that any token stands nearest to, unless one is asked for."""
+        """Everything that this tab shows; the word is the nearest of all, unless another is asked for."""
         if image is None:
             return (gr.Dropdown(choices=[], value=None), "", "", "", None, None)
         history = user_messages("", [image])
@@ -295,7 +297,8 @@ class Page:
     def _compare_tab(self, models: list[ModelInfo], settings: Settings) -> None:
         gr.Markdown("One question to two models, or to one with two budgets of visual tokens.", elem_classes="soft")
         with gr.Row():
-            image = gr.Image(sources=["upload", "webcam", "clipboard"], type="filepath", label="Image", height=240)
+            sources = ["upload", "webcam", "clipboard"]
+            image = gr.Image(sources=sources, type="filepath", label="Image", height=240, elem_id="compare-image")
             with gr.Column():
                 text = gr.Textbox(label="Question", lines=3)
                 ask = gr.Button("Ask both", variant="primary")

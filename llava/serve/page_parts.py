@@ -22,9 +22,10 @@ CSS = """
   background: var(--background-fill-secondary);}
 .grids {display: grid; grid-template-columns: minmax(0, 1fr); gap: 6px; font-size: 0.86rem;}
 .grids .row {display: flex; justify-content: space-between; gap: 12px;}
-.grids .name {min-width: 0; color: var(--body-text-color-subdued); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;}
+.grids .name {color: var(--body-text-color-subdued); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;}
 .grids .count {white-space: nowrap; font-variant-numeric: tabular-nums;}
 .grids .total {border-top: 1px solid var(--border-color-primary); padding-top: 6px; font-weight: 600;}
+.warning {border-color: #dc2626; color: #dc2626; font-size: 0.86rem;}
 .soft {color: var(--body-text-color-subdued); font-size: 0.86rem;}
 .tokens {overflow-x: auto; border-radius: 10px;}
 .tokens .sheet {display: grid; background-size: 100% 100%; border-radius: 10px; overflow: hidden;}
@@ -54,13 +55,18 @@ def token_count(names: list[str], sizes: list[tuple[int, int]], grids: list[Toke
     if not grids:
         return '<div class="card soft">No image yet. Its grid of visual tokens will stand here.</div>'
     rows = [
-        f'<div class="row"><span class="name">{escape(name)} · {width} {TIMES} {height} px</span>'
+        f'<div class="name">{escape(name)}</div><div class="row"><span>{width} {TIMES} {height} px</span>'
         f'<span class="count">{_grid(grid)}</span></div>'
         for name, (width, height), grid in zip(names, sizes, grids, strict=True)
     ]
     total = sum(grid.tokens for grid in grids)
     rows.append(f'<div class="row total"><span>together</span><span class="count">{total} visual tokens</span></div>')
     return f'<div class="card grids">{"".join(rows)}</div>'
+
+
+def warning(text: str) -> str:
+    """What is wrong, in the place of the count."""
+    return f'<div class="card warning">{escape(text)}</div>'
 
 
 def _grid(grid: TokenGrid) -> str:

@@ -147,6 +147,9 @@ class DataArguments:
             "unset = the checkpoint's."
         },
     )
+    pad_to_square: bool = field(
+        default=False, metadata={"help": "Before --force_resize: every image in the middle of a square, not squashed."}
+    )
     min_num_vistoken: int | None = field(default=None, metadata={"help": "Fewest visual tokens of an image."})
     max_num_vistoken: int | None = field(default=None, metadata={"help": "Most visual tokens of an image."})
     video_frames: int = field(default=8, metadata={"help": "Frames of a video, evenly spaced; each is an image."})
@@ -186,6 +189,8 @@ class DataArguments:
         """The image processor's options that were set; the rest is the checkpoint's to say."""
         options = {"min_num_vistoken": self.min_num_vistoken, "max_num_vistoken": self.max_num_vistoken}
         options = {name: value for name, value in options.items() if value is not None}
+        if self.pad_to_square:
+            options["pad_to_square"] = True
         if self.force_resize is not None:
             sides = {"none": None, "pretrained": "pretrained"}
             options["force_resize"] = sides[self.force_resize] if self.force_resize in sides else int(self.force_resize)

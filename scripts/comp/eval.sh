@@ -5,7 +5,8 @@
 #   bash scripts/comp/eval.sh runs/vfm_for_lmm/stage3_sft tab2                      Tab. 2
 #   ROW=tab7/comp_1b_clip bash scripts/comp/eval.sh MODEL chartqa docvqa -- --limit 100
 # MODEL is a checkpoint of this project or a LLaVA one. TASKS are tab1, tab2, fig3, ablation, a column (docvqa) or a task of lmms-eval.
-#
+set -euo pipefail
+
 # Environment:
 #   MODEL_ARGS   more model arguments, e.g. max_num_vistoken=4000,min_num_vistoken=800,strip_period=True (the authors')
 #   BATCH_SIZE   prompts at once on each GPU       default: 8
@@ -13,7 +14,6 @@
 #   RESULTS      results are written here          default: results/MODEL's path
 #   LABEL, ROW   name in the tables; rows of the paper's tables that it is to stand beside (llava/eval/paper.yaml)
 #   DRY_RUN=1    print the command, run nothing
-set -euo pipefail
 model=${1:?MODEL is missing: bash scripts/comp/eval.sh MODEL [TASKS...] [-- LMMS_EVAL_FLAGS...]}
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

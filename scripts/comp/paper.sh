@@ -18,6 +18,7 @@ STAGE1_SIZE=${STAGE1_SIZE:-pretrained}               # of Stage I: px, `pretrain
 STAGE2_SIZE=${STAGE2_SIZE:-1024}                     # of Stage II's first half
 STAGE3_SIZE=${STAGE3_SIZE:-none}                     # of Stage III
 STAGE2_PARTS=${STAGE2_PARTS:-mm_vision_tower,mm_mlp_adapter,mm_language_model}
+WARMUP=${WARMUP:-0.03}                               # share of a stage's steps
 STAGE3_LR=${STAGE3_LR:-1e-5}                         # of the LLM in Stage III
 STAGE3_ADAPTER_LR=${STAGE3_ADAPTER_LR:-1e-5}
 STAGE3_TOWER_LR=${STAGE3_TOWER_LR:-2e-5}             # 5e-6 where VISION_TOWER has been through CoMP already
@@ -31,7 +32,7 @@ EVERY_STAGE=(
   --weight_decay 0.
   --max_grad_norm 1.0
   --lr_scheduler_type cosine
-  --warmup_ratio 0.03
+  --warmup_ratio "$WARMUP"
   --min_num_vistoken 4
   --gradient_checkpointing True
   --group_by_modality_length True

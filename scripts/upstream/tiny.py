@@ -172,7 +172,7 @@ def load(kind: str, path: str) -> tuple:
     tokenizer, model, *rest = load_pretrained_model(
         path, None, get_model_name_from_path(path), device_map="auto", **options
     )
-    return tokenizer, model.to(torch.bfloat16), *rest
+    return tokenizer, model.float(), *rest
 
 
 def answer(kind: str, checkpoint: str) -> None:
@@ -184,10 +184,12 @@ def answer(kind: str, checkpoint: str) -> None:
     ids = tokenizer_image_token(f"<image>\n{TEXTS[0]}", tokenizer, IMAGE_TOKEN_INDEX, "pt")[None]
     for name in ("wide", "tall"):
         image = Image.open(f"images/{name}.png")
-        pixels = [each.to(torch.bfloat16) for each in process_images([image], processor, model.config)]
+        pixels = list(process_images([image], processor, model.config))
         with torch.inference_mode():
+            logits = model(input_ids=ids, images=pixels, image_sizes=[image.size]).logits[0, -1]
             out = model.generate(ids, images=pixels, image_sizes=[image.size], do_sample=False, max_new_tokens=8)
         print(f"answer about {name}.png, image tensor {tuple(pixels[0].shape)}: {out[0].tolist()}")
+        print(f"  next token's first logits: {[round(each, 4) for each in logits[:4].tolist()]}")
 
 
 def chat(kind: str) -> None:
@@ -196,11 +198,7 @@ def chat(kind: str) -> None:
 
     torch.Tensor.cuda = lambda tensor, *_, **__: tensor
 
-    def load_in_float32(path: str, *_: object, **__: object) -> tuple:
-        tokenizer, model, *rest = load(kind, path)
-        return tokenizer, model.float(), *rest
-
-    cli.load_pretrained_model = load_in_float32
+    cli.load_pretrained_model = lambda path, *_, **__: load(kind, path)  # its own is for GPUs
     sys.stdin = io.StringIO(f"{TEXTS[0]}\n\n")
     template = {"next": "qwen_1_5", "llava": "llava_v1"}[kind]
     options = {"model_base": None, "conv_mode": template, "temperature": 0.2, "max_new_tokens": 16, "device": "cpu"}

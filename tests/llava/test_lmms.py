@@ -1,0 +1,104 @@
+"""The plug-in inside lmms-eval itself, offline, with a tiny trained model."""
+
+import json
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.held_out import main as held_out
+from llava.eval.results import summary_path
+from llava.train.arguments import parse_arguments
+from llava.train.train import build_stage, run_stage
+from playground.lmms_task import TASK, write_task
+from tests.llava import tiny
+from tests.scripts.launching import ROOT, clean_environment, run_script
+
+pytest.importorskip("lmms_eval", reason="bash scripts/install_lmms_eval.sh")
+pytest.importorskip("datasets", reason="extra `eval`")
+pytest_plugins = ["tests.llava.eval_parts"]
+
+
+@pytest.fixture(scope="module")
+def installed():
+    from lmms_eval.tasks import TaskManager
+
+    return TaskManager("ERROR", include_path=str(ROOT / "llava/eval/lmms_tasks"))
+
+
+def test_the_installed_lmms_eval_has_every_task_and_metric(installed):
+    missing = {each.task for each in BENCHMARKS.values()} - set(installed.all_subtasks)
+    assert not missing
+    for benchmark in BENCHMARKS.values():
+        assert benchmark.metric in metrics_near(installed.task_index[benchmark.task]["yaml_path"]), benchmark
+
+
+def metrics_near(path: str) -> str:
+    """The task's YAML and those beside it that it may include."""
+    files = Path(path).parent.iterdir()
+    return "".join(file.read_text() for file in files if file.suffix == ".yaml" or "_yaml" in file.name)
+
+
+@pytest.fixture(scope="module")
+def model(llm, siglip, colours, tmp_path_factory):
+    """A checkpoint that answers questions, in a template with roles."""
+    changes = {"version": "qwen_2_5", "max_steps": 48, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    changes |= {"force_resize": "none", "per_device_train_batch_size": 8, **tiny.FULL_STAGE}
+    folder = tmp_path_factory.mktemp("lmms") / "model"
+    run_stage(*build_stage(*parse_arguments(tiny.stage_arguments(llm, siglip, colours, folder, **changes))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(colours, tmp_path_factory):
+    """The colours' records, and between them one whose image is no image."""
+    folder = tmp_path_factory.mktemp("task")
+    records = json.loads((colours / "data.json").read_text())
+    shutil.copytree(colours / "images", folder / "images")
+    (folder / "images/broken.png").write_bytes(b"no image")
+    broken = records[0] | {"id": "broken", "image": "broken.png"}
+    write_task([*records[:3], broken, *records[3:]], folder / "images", folder)
+    return folder
+
+
+def evaluate(model, task, results, *flags, **environment) -> dict:
+    done = run_script(
+        "eval", str(model), TASK, "--", "--include_path", str(task), *flags,
+        NUM_GPUS="0", RESULTS=str(results), HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=str(results / "hf"),
+        MODEL_ARGS="max_num_vistoken=64", PYTHONPATH=str(ROOT), **environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "answered with nothing" in done.stderr  # the broken image's request
+    return json.loads((results / "scores.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_local_task_scores_as_the_project_s_own_exact_match(model, task, colours, tmp_path):
+    scores = evaluate(model, task, tmp_path / "results")["scores"]
+    output = tmp_path / "own.jsonl"
+    questions = ["--questions", str(colours / "data.json"), "--image-folder", str(colours / "images")]
+    held_out(["--model-path", str(model), *questions, "--output", str(output)])
+    own = json.loads(summary_path(output).read_text())
+    assert own["accuracy"] > 0.5
+    assert scores[f"{TASK}/exact_match"] == pytest.approx(own["accuracy"] * own["n"] / (own["n"] + 1), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(model, task, tmp_path):
+    alone = evaluate(model, task, tmp_path / "one")
+    printed = run_script("eval", str(model), TASK, DRY_RUN="1", NUM_GPUS="0").stdout
+    command = shlex.split(printed)
+    command[command.index("--num_processes") + 1] = "2"
+    command += ["--include_path", str(task), "--output_path", str(tmp_path / "two")]
+    command[command.index("--model_args") + 1] += ",max_num_vistoken=64"
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    environment = clean_environment(PYTHONPATH=str(ROOT), **offline)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (file,) = (tmp_path / "two").rglob("*results.json")
+    assert json.loads(file.read_text())["results"][TASK]["exact_match,none"] == pytest.approx(
+        alone["scores"][f"{TASK}/exact_match"], abs=1e-3
+    )
