@@ -122,7 +122,7 @@ def _tower_config(raw: dict[str, Any], described: dict[str, Any], processor: dic
     if family not in RELEASED:
         raise ValueError(f"The vision model is a {family!r}; the authors' code knows {', '.join(RELEASED)}.")
     config = RELEASED[family].config_from_hf(described)
-    config = replace(config, use_rope=raw.get("use_rope", True), merge_size=raw.get("spatial_merge_size", 2))
+    config = replace(config, use_rope=bool(raw.get("use_rope", True)), merge_size=raw.get("spatial_merge_size", 2))
     return config.with_overrides({name: processor.get(name) for name in ("image_mean", "image_std")})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
@@ -248,3 +249,31 @@ def test_a_lora_folder_of_llavas_is_merged(llava_lora, full, prefix):
     weight = model.get_model().mm_projector.state_dict()["0.weight"]
     assert torch.equal(weight, others["base_model.model.model.mm_projector.0.weight"])
     assert tokenizer("red").input_ids
+
+
+def test_a_stage_one_folder_of_llavas_own_goes_over_a_bare_llm(tmp_path, llm):
+    """Its config names a SigLIP and describes none; the adapter is LLaVA's, and so are the rules for images."""
+    siglip = tiny.save_siglip(tmp_path / "siglip")
+    keys = {
+        "model_type": "llava_qwen", "architectures": ["LlavaQwenForCausalLM"], "mm_vision_tower": str(siglip),
+        "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": 24, "mm_vision_select_layer": -2,
+        "mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres_max_9",
+        "image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]],
+    }  # fmt: skip
+    folder = tmp_path / "llava-qwen-pretrain"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(json.loads((llm / "config.json").read_text()) | keys))
+    torch.manual_seed(6)
+    adapter = {"0.weight": (32, 24), "0.bias": (32,), "2.weight": (32, 32), "2.bias": (32,)}
+    adapter = {f"model.mm_projector.{name}": torch.randn(shape) for name, shape in adapter.items()}
+    torch.save(adapter, folder / "mm_projector.bin")
+    tokenizer, model, processor, _ = load_pretrained_model(str(folder), str(llm), "llava_qwen", device="cpu")
+    assert torch.equal(model.get_model().mm_projector[0].weight, adapter["model.mm_projector.0.weight"])
+    inputs = processor([Image.new("RGB", (60, 30), "red")])
+    assert inputs["image_grid_thw"].tolist() == [[3, 4, 4]]  # the whole and two tiles
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert model.generate([torch.tensor([5, IMAGE_TOKEN_INDEX, 9])], **inputs, **options).shape == (1, 3)
+    model.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    again = load_pretrained_model(str(tmp_path / "whole"), device="cpu")[1]
+    assert again.state_dict().keys() == model.state_dict().keys()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from llava.model.multimodal_encoder.base import ImageProcessor, TowerFactory, VisionTower
+from llava.model.multimodal_encoder.own_tower import OwnTowerFactory
 from llava.model.multimodal_encoder.plain_tower import PlainTowerFactory
 from llava.model.patch_merge import PatchMerge
 from llava.model.sharding import load_in_shards
@@ -20,6 +22,20 @@ VISION_TOWERS: Registry[TowerFactory] = Registry("vision tower", "llava.vision_t
 PLAIN = PlainTowerFactory()
 for family in ("clip", "siglip"):
     VISION_TOWERS.register(family, PLAIN)
+
+
+def register_vision_tower(name: str) -> Callable[[type], type]:
+    """Class decorator: make a tower of one's own known as `--vision_tower NAME`.
+
+    The class is a `torch.nn.Module` (`llava.model.multimodal_encoder.own_tower`, and docs/own_tower.md), or, for a
+    tower of native resolution, a whole `TowerFactory`.
+    """
+
+    def register(tower: type) -> type:
+        VISION_TOWERS.register(name, tower() if hasattr(tower, "build_tower") else OwnTowerFactory(tower))
+        return tower
+
+    return register
 
 
 def tower_factory(name: str) -> TowerFactory:

@@ -1,0 +1,107 @@
+"""A plain LLaVA checkpoint in transformers' own classes: the same logits."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+from llava import export_transformers
+from llava.model.builder import load_pretrained_model
+from tests.llava import tiny
+from tests.llava.ranks import train_alone
+from tests.llava.upstream import GOLDEN, photo
+
+TOWERS = {"v15": "clip", "onevision": "siglip"}
+NEXT = {
+    "image_aspect_ratio": "anyres",
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_grid_pinpoints": [[64, 32], [32, 64], [64, 64]],
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, llm):
+    """A function that lays a golden checkpoint of LLaVA's out as a release is."""
+
+    def lay_out(name, **changes):
+        folder = tmp_path_factory.mktemp("checkpoint") / name
+        shutil.copytree(GOLDEN / name, folder)
+        config = json.loads((folder / "config.json").read_text()) | {"mm_vision_tower": str(GOLDEN / TOWERS[name])}
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        if "unpad" in (config | changes)["mm_patch_merge_type"]:
+            tensors = load_file(folder / "model.safetensors")
+            tensors["model.image_newline"] = torch.linspace(-1, 1, 32)
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        AutoTokenizer.from_pretrained(llm).save_pretrained(folder)
+        return folder
+
+    return lay_out
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("onevision", {}, "LlavaOnevisionForConditionalGeneration"),
+        ("v15", {}, "LlavaForConditionalGeneration"),
+        ("v15", NEXT, "LlavaNextForConditionalGeneration"),
+    ],
+)
+@torch.no_grad()
+def test_logits_and_pixels_stay_what_they_are(checkpoint, tmp_path, name, changes, expected):
+    folder = checkpoint(name, **changes)
+    export_transformers.main([str(folder), str(tmp_path / "out")])
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
+    assert type(theirs).__name__ == expected
+    _, ours, image_processor, _ = load_pretrained_model(str(folder), device="cpu")
+    image = photo(700, 300) if name == "onevision" else photo(60, 31)
+    inputs = image_processor([image])
+    tokens = ours.get_model().tokens_per_image(inputs["image_grid_thw"], inputs["image_layout"])
+    before, after = [5, 9], [17, 33, 2]
+    row = torch.tensor([*before, *[-200] * tokens[0], *after])[None]
+    length = row.shape[1]
+    packed = {name: value.tolist() for name, value in inputs.items() if name != "pixel_values"}
+    logits = ours(
+        row, cu_seqlens=[0, length], position_ids=torch.arange(length)[None], pixel_values=inputs["pixel_values"],
+        image_sample=[0], **packed,
+    ).logits  # fmt: skip
+    tiles = image_processor.tiles(image)
+    is_cut = "image_aspect_ratio" in changes or name == "onevision"
+    sizes = {"image_sizes": torch.tensor([[image.height, image.width]])} if is_cut else {}
+    found = theirs(
+        input_ids=row.masked_fill(row == -200, theirs.config.image_token_index),
+        pixel_values=tiles[None] if is_cut else tiles,
+        **sizes,
+    ).logits
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=2e-5)
+    if expected == "LlavaForConditionalGeneration":  # which pads nothing by itself
+        image = Image.new("RGB", (40, 40), "red")
+        tiles = image_processor.tiles(image)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels[0] if is_cut else pixels, tiles, rtol=0, atol=0.02)
+
+
+def test_the_words_for_an_image_are_tokens_that_the_model_has(checkpoint, tmp_path):
+    export_transformers.export(str(checkpoint("v15")), tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (
+        tokenizer.convert_tokens_to_ids("<image>") == config["image_token_index"] < config["text_config"]["vocab_size"]
+    )
+
+
+def test_a_native_tower_is_refused_with_the_page_that_helps(llm, siglip, data, tmp_path):
+    train_alone(tiny.stage_arguments(llm, siglip, data, tmp_path / "run", **tiny.FULL_STAGE, max_steps=1))
+    with pytest.raises(SystemExit, match=r"^error: .*comp-siglip.*no class.*docs/from_llava\.md"):
+        export_transformers.main([str(tmp_path / "run"), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changes", [{"mm_patch_merge_type": "spatial"}, {"image_aspect_ratio": "pad"}])
+def test_merging_that_transformers_has_not_is_refused(checkpoint, tmp_path, changes):
+    with pytest.raises(ValueError, match="transformers has flat with one tile, and spatial_unpad with anyres"):
+        export_transformers.export(str(checkpoint("v15", **(NEXT | changes))), tmp_path / "out")
