@@ -22,6 +22,7 @@ from llava.serve.pool import ModelPool
 from llava.serve.requests import Dialogue, Request, Sampling, Turn
 from llava.serve.served_model import ServedModel
 
+LINE_START = b'{"image": '
 # Nobody waits in a queue and no stranger sends anything here.
 UNLIMITED = Limits(images=10**9, image_pixels=10**12, prompt_characters=10**9, request_seconds=10**9, new_tokens=10**9)
 
@@ -67,7 +68,12 @@ class FolderJob:
                     f"--out {self.out}, line {number}: an answer to another prompt or by another model "
                     f"({record['prompt']!r}, {record['model']}). Name another file, or delete this one."
                 )
-        if len(whole) < len(content):
+        tail = content[len(whole) :]
+        if not tail.startswith(LINE_START) and not LINE_START.startswith(tail):
+            raise ValueError(
+                f"--out {self.out} ends with something else than a line of this command's. Name another file."
+            )
+        if tail:
             os.truncate(self.out, len(whole))
         return done
 

@@ -115,20 +115,24 @@ def test_a_folder_is_answered_image_by_image_and_gone_on_with(run, colours, tmp_
 
 
 def test_a_folder_s_mistakes_are_one_line(run, colours, tmp_path):
-    images, foreign = colours / "images", tmp_path / "foreign.jsonl"
+    images, foreign, listed = colours / "images", tmp_path / "foreign.jsonl", tmp_path / "list.json"
+    listed.write_text("[1,\n2]\n")
+    before = (colours / "data.json").read_bytes()
     foreign.write_text('{"image": "0.png", "prompt": "Other?", "model": "x", "answer": "y"}\n')
     for arguments, message in (
         (folder_flags(run, tmp_path / "nothing", tmp_path / "out"), "is no folder"),
         (folder_flags(run, run, tmp_path / "out"), "holds no image file"),
         (folder_flags(run, images, foreign), "another prompt or by another model"),
-        (folder_flags(run, images, colours / "data.json"), "line 1: not a line of this command's"),
+        (folder_flags(run, images, colours / "data.json"), "ends with something else than a line"),
+        (folder_flags(run, images, listed), "line 1: not a line of this command's"),
         (["--model-path", str(run), "--image-folder", str(images)], "needs --prompt"),
     ):
         with pytest.raises(SystemExit, match=message) as exit_info:
             main(arguments)
         assert "\n" not in exit_info.value.code
+    assert (colours / "data.json").read_bytes() == before
 
 
 def test_the_budget_of_visual_tokens_is_a_flag(run, colours):
     chat = start_chat(make_parser().parse_args(flags(run, colours, "--max-num-vistoken", "4")))
-    assert chat.inputs["image_grid_thw"].tolist() == [[1, 2, 4]]
+    assert chat.inputs["image_grid_thw"].tolist() == [[1, 2, 8]]  # 1 x 4 tokens
