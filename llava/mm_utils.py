@@ -71,6 +71,12 @@ def expand_placeholders(
     return input_ids.repeat_interleave(repeats), labels
 
 
+def for_sample(image_processor, num_visuals: int):
+    """The processor for a sample of so many images and videos: a plain tower's does not cut several into tiles."""
+    make = getattr(image_processor, "for_sample", None)
+    return image_processor if make is None else make(num_visuals)
+
+
 def load_image(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
     """Read an image file whole, turned upright by its EXIF tag; the mode is left as it is for the image processor.
 

@@ -66,16 +66,13 @@ def _bad_pinpoints(value: Any) -> str:
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Sequence[int]]) -> Size:
     """The canvas that shows most of the image's pixels; among equals the one with least black around it."""
     width, height = original_size
-    best, best_shown, best_wasted = None, 0, math.inf
-    for canvas_width, canvas_height in possible_resolutions:
-        scale = min(canvas_width / width, canvas_height / height)
+
+    def merit(canvas: Sequence[int]) -> tuple[int, int]:
+        scale = min(canvas[0] / width, canvas[1] / height)
         shown = min(int(width * scale) * int(height * scale), width * height)
-        wasted = canvas_width * canvas_height - shown
-        if shown > best_shown or (shown == best_shown and wasted < best_wasted):
-            best, best_shown, best_wasted = (canvas_width, canvas_height), shown, wasted
-    if best is None:
-        raise ValueError(f"An image of {width}x{height} pixels is too narrow for every canvas of image_grid_pinpoints.")
-    return best
+        return shown, shown - canvas[0] * canvas[1]
+
+    return tuple(max(possible_resolutions, key=merit))
 
 
 def get_anyres_image_grid_shape(image_size: Size, grid_pinpoints: Pinpoints, patch_size: int) -> tuple[int, int]:

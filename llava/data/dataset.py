@@ -17,9 +17,11 @@ from llava.data.records import (
     check_paths,
     facts_of,
     repeat_placeholders,
+    videos_of,
 )
 from llava.data.video import check_decoder
 from llava.data.visuals import image_sizes, load_visuals
+from llava.mm_utils import for_sample
 
 TYPICAL_PHOTO = (640, 480)  # width, height, where no image's can be known
 MEASURED_RECORDS = 256  # whose text is tokenised before the first step
@@ -32,7 +34,8 @@ class LLaVADataset(Dataset):
     Args:
         records: What `llava.data.mixture.load_records` gives.
         image_processor: Gives `pixel_values` (P, patch_dim) and `image_grid_thw` (N, 3) for a list of images (an empty
-            one too), and by `num_visual_tokens(width, height)` how many tokens the LLM sees.
+            one too), and by `num_visual_tokens(width, height)` how many tokens the LLM sees. One that has
+            `num_video_tokens(frames, width, height)` also takes a list of frames in the place of an image.
         conversation: The chat template, one of `llava.conversation.conv_templates`.
         image_folder: Where images lie whose source names no folder of its own.
         label_mask: "answers" or "llava", see `llava.data.encoding`.
@@ -84,23 +87,36 @@ class LLaVADataset(Dataset):
     def _encode(self, record: dict) -> dict:
         conversation = build_conversation(record, self.conversation)
         visuals = load_visuals(record, self.image_folder, self.video_frames)
-        repeat_placeholders(conversation, [len(pictures) for pictures in visuals])
-        images = [picture for pictures in visuals for picture in pictures]
-        tokens_per_image = [self.image_processor.num_visual_tokens(*image.size) for image in images]
+        processor = for_sample(self.image_processor, len(visuals))
+        if videos_of(record) and hasattr(processor, "num_video_tokens"):  # to it a video is one thing, as an image is
+            images = visuals
+            tokens_per_image = [processor.num_video_tokens(len(frames), *frames[0].size) for frames in visuals]
+        else:
+            repeat_placeholders(conversation, [len(pictures) for pictures in visuals])
+            images = [picture for pictures in visuals for picture in pictures]
+            tokens_per_image = self._tokens_of(images, processor)
         encoded = self.encoder(conversation, tokens_per_image)
         sample = {
             "id": record["id"],
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
-            **self._process_images(images[: encoded.num_images]),
+            **self._process_images(processor, images[: encoded.num_images]),
         }
         if self.align_text:
             sample["align_input_ids"] = self.encoder.encode_text(" ".join(encoded.answers))
         return sample
 
-    def _process_images(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+    @staticmethod
+    def _tokens_of(images: list[Image.Image], processor) -> list[int]:
         try:
-            return self.image_processor(images)
+            return [processor.num_visual_tokens(*image.size) for image in images]
+        except ValueError as error:
+            raise BadSampleError(f"its images cannot be processed: {error}", kind="unusable image") from error
+
+    @staticmethod
+    def _process_images(processor, images: list) -> dict[str, torch.Tensor]:
+        try:
+            return processor(images)
         except ValueError as error:
             raise BadSampleError(f"its images cannot be processed: {error}", kind="unusable image") from error
 
@@ -113,13 +129,17 @@ class LLaVADataset(Dataset):
         """
         facts = self._facts()
         text_bytes = facts["text_bytes"].astype(np.int64)
-        images, frames = facts["images"].astype(np.int64), facts["videos"].astype(np.int64) * self.video_frames
-        tokens = images * self._tokens_of_an_image()
-        tokens += frames * self.image_processor.num_visual_tokens(*TYPICAL_PHOTO)
+        images, videos = facts["images"].astype(np.int64), facts["videos"].astype(np.int64)
+        tokens = images * self._tokens_of_an_image() + videos * self._tokens_of_a_video()
         per_byte, of_template = self._tokens_of_text(text_bytes)
         tokens += np.rint(text_bytes * per_byte + of_template).astype(np.int64)
         tokens = tokens.clip(1, self.encoder.max_length)  # longer ones are cut
-        return np.where(images + frames > 0, tokens, -tokens)
+        return np.where(images + videos > 0, tokens, -tokens)
+
+    def _tokens_of_a_video(self) -> int:
+        if hasattr(self.image_processor, "num_video_tokens"):
+            return self.image_processor.num_video_tokens(self.video_frames, *TYPICAL_PHOTO)
+        return self.video_frames * self.image_processor.num_visual_tokens(*TYPICAL_PHOTO)
 
     def _tokens_of_an_image(self) -> np.ndarray:
         """(records,) how many visual tokens an image has that comes from where the record does, on average."""

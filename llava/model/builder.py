@@ -21,7 +21,7 @@ from llava.model.loading import (
 )
 from llava.model.lora import is_lora_folder, merge_lora, recorded_base
 from llava.model.multimodal_encoder.base import TOWER_OPTIONS
-from llava.model.multimodal_encoder.builder import checkpoint_image_processor, complete_vision_config, llava_options
+from llava.model.multimodal_encoder.builder import checkpoint_image_processor, checkpoint_keys, complete_vision_config
 from llava.model.quantization import check_bitsandbytes, quantization_config
 
 DTYPES = {
@@ -140,20 +140,20 @@ def _load_base(path: str, base: str | None, config: Any, load: Callable[[str, An
     if getattr(base_config, "mm_vision_tower", None):
         return load(base, config)
     model = load(base, base_config)
-    complete_vision_config(config)
-    vision = config.mm_vision_config
     for key, value in config.to_dict().items():
         if key.startswith(("mm_", "use_mm_", "tokenizer_")):
             setattr(model.config, key, value)
+    complete_vision_config(config)
+    tower = config.mm_vision_config
     attach_vision(
         model,
         config.mm_vision_tower,
         base_model=base,
         projector_type=config.mm_projector_type,
         dtype=model.dtype,
-        tower_options={key: vision[key] for key in (*TOWER_OPTIONS, "merge_size") if key in vision},
+        tower_options={key: tower[key] for key in (*TOWER_OPTIONS, "merge_size") if key in tower},
         processor_options=config.mm_image_processor,
-        llava_keys=llava_options(config),
+        llava_keys=checkpoint_keys(config),
     )
     model.get_model().vision_tower.to(model.device)
     model.get_model().mm_projector.to(model.device)

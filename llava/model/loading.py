@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from llava.model.attention import resolve_attention
 from llava.model.language_model import LLAVA_MODELS
-from llava.model.multimodal_encoder.builder import complete_vision_config, config_keys, load_vision_tower
+from llava.model.multimodal_encoder.builder import complete_vision_config, load_vision_tower, read_keys
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.sharding import full_shape, gathered
 
@@ -129,9 +129,7 @@ def attach_vision(
         processor_options: Of its image processor.
         llava_keys: LLaVA's config keys about images (`image_aspect_ratio`, ...); a tower takes those that it reads.
     """
-    kept = {key: value for key, value in (llava_keys or {}).items() if key in config_keys(vision_tower)}
-    for key in sorted((llava_keys or {}).keys() - kept.keys()):
-        logger.warning("--%s is accepted for old scripts; %s does not read it.", key, vision_tower)
+    kept = read_keys(vision_tower, llava_keys or {})
     tower = load_vision_tower(vision_tower, dtype=dtype, **tower_options or {}, **kept)
     projector = build_vision_projector(projector_type, tower.hidden_size, model.config.hidden_size, tower.merge_size)
     if adapter_file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import transformers
@@ -44,8 +44,38 @@ FIXED_FLAGS = {
 }
 
 
+@dataclass(kw_only=True)
+class PlainTowerArguments:
+    """LLaVA's flags of its own towers (`openai/clip-...`, `google/siglip-...`), which are keys of the config, too.
+
+    Unset means the checkpoint's, or LLaVA's default. A tower of native resolution reads none of them.
+    """
+
+    image_aspect_ratio: str | None = field(default=None, metadata={"help": "square | pad | anyres | anyres_max_N."})
+    image_grid_pinpoints: str | None = field(
+        default=None, metadata={"help": "Canvases of anyres: pairs of pixels, or (1x1),...,(6x6) tiles."}
+    )
+    mm_patch_merge_type: str | None = field(
+        default=None, metadata={"help": "flat, or spatial with _unpad, _maxpool2x2, _nobase."}
+    )
+    mm_newline_position: str | None = field(
+        default=None, metadata={"help": "In a video: grid | frame | one_token | no_token."}
+    )
+    mm_spatial_pool_mode: str | None = field(
+        default=None, metadata={"help": "Of a video's frames: average | max | bilinear."}
+    )
+    mm_spatial_pool_stride: int | None = field(default=None, metadata={"help": "By how much frames are pooled."})
+    mm_vision_select_layer: int | None = field(default=None, metadata={"help": "CLIP's hidden state; LLaVA's is -2."})
+    mm_vision_select_feature: str | None = field(default=None, metadata={"help": "patch | cls_patch."})
+
+    def llava_keys(self) -> dict[str, Any]:
+        """Those that were set."""
+        values = {item.name: getattr(self, item.name) for item in fields(PlainTowerArguments)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
 @dataclass
-class ModelArguments:
+class ModelArguments(PlainTowerArguments):
     """The parts of the model, which of them train, and the auxiliary loss."""
 
     model_name_or_path: str = field(metadata={"help": "LLM or LLaVA checkpoint to start from: folder or hub id."})
@@ -140,6 +170,7 @@ class DataArguments:
 
     data_path: str = field(metadata={"help": "Records (.json, .jsonl, .parquet, a folder), or a YAML mixture."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that record paths are relative to."})
+    video_folder: str | None = field(default=None, metadata={"help": "LLaVA's; the same as --image_folder, or below."})
     force_resize: str | None = field(
         default=None,
         metadata={
@@ -172,6 +203,13 @@ class DataArguments:
     eval_tasks_limit: int | None = field(default=None, metadata={"help": "The first so many of a task's questions."})
 
     def __post_init__(self):
+        if self.video_folder and self.image_folder is None:
+            self.image_folder = self.video_folder
+        if self.video_folder not in (None, self.image_folder):
+            raise ValueError(
+                f"--video_folder {self.video_folder}: videos lie in --image_folder {self.image_folder} as images do. "
+                "Give the folder that holds both, or image_folder for each source of the YAML mixture."
+            )
         if self.force_resize in ("None", "0"):  # the release's way to say native
             self.force_resize = "none"
         if self.force_resize not in (None, "none", "pretrained") and not self.force_resize.isdigit():

@@ -50,6 +50,9 @@ def set_tunable_parts(
         biases = {"none": False, "all": bias, "lora_only": bias and ".base_layer." in name}
         whole = part not in lora_parts
         parameter.requires_grad_(part in parts and (whole or is_lora(name) or biases[lora_bias]))
+    for module in model.modules():
+        for unused in module.off_path() if hasattr(module, "off_path") else ():  # of a plain tower: no gradient comes
+            unused.requires_grad_(False)
 
 
 def hold_in_float32(model: nn.Module) -> None:

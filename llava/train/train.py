@@ -23,7 +23,12 @@ from llava.data.mixture import load_records
 from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 from llava.model.loading import attach_vision, load_adapter_file, load_config, load_weights
 from llava.model.multimodal_encoder.base import ImageProcessor
-from llava.model.multimodal_encoder.builder import checkpoint_image_processor, with_weights
+from llava.model.multimodal_encoder.builder import (
+    checkpoint_image_processor,
+    complete_vision_config,
+    take_llava_keys,
+    with_weights,
+)
 from llava.model.sharding import is_sharded
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.checkpoints import check_sharding, last_complete_checkpoint, step_of
@@ -209,7 +214,9 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
                 f"--vision_tower {name}, but {model_args.model_name_or_path} holds its own tower, which began as "
                 f"{config.mm_vision_tower}. Leave the flag out, or start from the bare LLM."
             )
+        complete_vision_config(config)
         config.mm_vision_config |= model_args.tower_options()
+        take_llava_keys(config, model_args.llava_keys())
         config.mm_image_processor |= data_args.processor_options()
         config.mm_base_model = model_args.model_name_or_path
     elif name is None:
@@ -232,6 +239,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
             adapter_file=model_args.pretrain_mm_mlp_adapter,
             tower_options=model_args.tower_options(),
             processor_options=data_args.processor_options(),
+            llava_keys=model_args.llava_keys(),
         )
     elif model_args.pretrain_mm_mlp_adapter:
         load_adapter_file(model.get_model().mm_projector, model_args.pretrain_mm_mlp_adapter)

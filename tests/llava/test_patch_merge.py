@@ -103,8 +103,3 @@ def test_a_grid_of_newlines_needs_the_models_newline():
 def test_pinpoints_that_are_none_are_one_line(text):
     with pytest.raises(ValueError, match="image_grid_pinpoints"):
         read_pinpoints(text, 336)
-
-
-def test_an_image_that_no_canvas_shows_is_refused():
-    with pytest.raises(ValueError, match="too narrow"):
-        select_best_resolution((1, 1_000_000), ONEVISION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from llava.model.multimodal_encoder.plain_tower import PlainTowerFactory
 from llava.model.patch_merge import PatchMerge
 from llava.model.sharding import load_in_shards
 from llava.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 VISION_TOWERS: Registry[TowerFactory] = Registry("vision tower", "llava.vision_towers")
 
@@ -44,6 +47,21 @@ def tower_factory(name: str) -> TowerFactory:
 def config_keys(name: str) -> tuple[str, ...]:
     """The keys of a LLaVA config (`image_aspect_ratio`, ...) that the tower and its image processor read."""
     return getattr(tower_factory(name), "config_keys", ())
+
+
+def read_keys(name: str, llava_keys: dict[str, Any]) -> dict[str, Any]:
+    """Those of LLaVA's config keys that the tower reads; a warning names the others."""
+    known = config_keys(name)
+    for key in llava_keys:
+        if key not in known:
+            logger.warning("--%s is taken for old scripts' sake; %s does not read it.", key, name)
+    return {key: value for key, value in llava_keys.items() if key in known}
+
+
+def take_llava_keys(config: Any, llava_keys: dict[str, Any]) -> None:
+    """Flags of a plain tower that a run sets anew, into the config of the checkpoint that it goes on from."""
+    for key, value in read_keys(config.mm_vision_tower, llava_keys).items():
+        setattr(config, key, value)
 
 
 def complete_vision_config(config: Any) -> None:
@@ -83,13 +101,13 @@ def build_vision_tower(config: Any) -> VisionTower:
             "architecture is unknown. Was the checkpoint written by another code base?"
         )
     name = config.mm_vision_tower
-    return tower_factory(name).build_tower(name, config=config.mm_vision_config, **llava_options(config))
+    return tower_factory(name).build_tower(name, config=config.mm_vision_config, **checkpoint_keys(config))
 
 
 def build_patch_merge(config: Any) -> PatchMerge | None:
     """How a plain tower's tiles become visual tokens; None where the tower gives them as they are."""
     make = getattr(tower_factory(config.mm_vision_tower), "build_patch_merge", None)
-    return None if make is None else make(config.mm_vision_config, **llava_options(config))
+    return None if make is None else make(config.mm_vision_config, **checkpoint_keys(config))
 
 
 def checkpoint_image_processor(config: Any, **changes: Any) -> ImageProcessor:
@@ -98,11 +116,11 @@ def checkpoint_image_processor(config: Any, **changes: Any) -> ImageProcessor:
     `changes` stand in the place of some of them (`max_num_vistoken`).
     """
     name = config.mm_vision_tower
-    options = llava_options(config) | config.mm_image_processor | changes
+    options = checkpoint_keys(config) | config.mm_image_processor | changes
     return tower_factory(name).build_image_processor(name, config=config.mm_vision_config, **options)
 
 
-def llava_options(config: Any) -> dict[str, Any]:
-    """LLaVA's config keys about images that its tower and image processor read, as far as they are set."""
+def checkpoint_keys(config: Any) -> dict[str, Any]:
+    """LLaVA's keys about images that its config holds and its tower reads."""
     keys = config_keys(config.mm_vision_tower)
     return {key: getattr(config, key) for key in keys if getattr(config, key, None) is not None}

@@ -6,6 +6,7 @@ T = tiles, s = a tile's side in patches, P = T·s·s, D = tower width.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +82,29 @@ class PlainVisionTower(nn.Module):
 
     def forward(self, pixel_values: Tensor, image_grid_thw: Any) -> Tensor:
         """(P, 3·p·p) -> (P, D); with the class token (P + T, D)."""
+        states = self._states(pixel_values, max(self.layers))
+        return self._patches(torch.cat([states[layer] for layer in self.layers], dim=-1), self.kind)
+
+    def layer_features(self, pixel_values: Tensor, image_grid_thw: Any, layers: Sequence[int]) -> list[Tensor]:
+        """(P, D) of each of `layers`, counted from 1, without class tokens."""
+        states = self._states(pixel_values, max(layers))
+        return [self._patches(states[layer], "patch") for layer in layers]
+
+    def _states(self, pixel_values: Tensor, last: int) -> list[Tensor]:
+        """The embeddings and what each layer up to `last` makes of them, (T, tokens, D)."""
         tiles = patches_to_tiles(pixel_values, self.per_side, self.patch_size)
         model = self.vision_tower.vision_model
         beyond = self.config.image_size - tiles.shape[-1]  # of 384 px, 14-px patches leave 6 that nothing reads
         states = [model.embeddings(nn.functional.pad(tiles, (0, beyond, 0, beyond)) if beyond else tiles)]
         if hasattr(model, "pre_layrnorm"):
             states = [model.pre_layrnorm(states[0])]
-        for layer in model.encoder.layers[: max(self.layers)]:
+        for layer in model.encoder.layers[:last]:
             states.append(layer(states[-1], attention_mask=None))
-        chosen = torch.cat([states[layer] for layer in self.layers], dim=-1)
+        return states
+
+    def _patches(self, states: Tensor, kind: str) -> Tensor:
         has_class = self.config.model_type == "clip_vision_model"
-        return (chosen[:, 1:] if has_class and self.kind == "patch" else chosen).flatten(0, 1)
+        return (states[:, 1:] if has_class and kind == "patch" else states).flatten(0, 1)
 
     def off_path(self) -> list[nn.Module]:
         """What checkpoints hold and no feature comes through: it gets no gradient."""
