@@ -1,5 +1,6 @@
 """Records into samples. T = tokens of the sample, P = patches, N = images, A = tokens of its answers' bare text."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,7 @@ class LLaVADataset(Dataset):
             `num_video_tokens(frames, width, height)` also takes a list of frames in the place of an image.
         conversation: The chat template, one of `llava.conversation.conv_templates`.
         image_folder: Where images lie whose source names no folder of its own.
+        video_folder: Likewise of videos; None is `image_folder`.
         label_mask: "answers" or "llava", see `llava.data.encoding`.
         model_max_length: Longest sample in tokens; a longer one is cut at the border of a turn.
         video_frames: How many frames stand for a video; each is an image to the model.
@@ -56,6 +58,7 @@ class LLaVADataset(Dataset):
         image_processor,
         conversation: Conversation,
         image_folder: str | None = None,
+        video_folder: str | None = None,
         label_mask: str = "answers",
         model_max_length: int,
         video_frames: int = 8,
@@ -65,10 +68,14 @@ class LLaVADataset(Dataset):
         self.image_processor = image_processor
         self.conversation = conversation
         self.image_folder = image_folder
+        self.video_folder = video_folder or image_folder
         self.video_frames = video_frames
         self.align_text = align_text
         self.encoder = ConversationEncoder(tokenizer, conversation, label_mask=label_mask, max_length=model_max_length)
-        check_paths(records.to_check(image_folder) if isinstance(records, Records) else records, image_folder)
+        folder = image_folder or video_folder
+        check_paths(records.to_check(folder) if isinstance(records, Records) else records, folder)
+        if video_folder is not None and not os.path.isdir(video_folder):
+            raise FileNotFoundError(f"--video_folder {video_folder}: no such folder.")
         if self._facts()["videos"].any():
             check_decoder()
 
@@ -86,7 +93,7 @@ class LLaVADataset(Dataset):
 
     def _encode(self, record: dict) -> dict:
         conversation = build_conversation(record, self.conversation)
-        visuals = load_visuals(record, self.image_folder, self.video_frames)
+        visuals = load_visuals(record, self.image_folder, self.video_folder, self.video_frames)
         processor = for_sample(self.image_processor, len(visuals))
         if videos_of(record) and hasattr(processor, "num_video_tokens"):  # to it a video is one thing, as an image is
             images = visuals

@@ -11,7 +11,9 @@ from llava.data.video import load_frames
 from llava.mm_utils import load_image
 
 
-def load_visuals(record: dict, image_folder: str | None, video_frames: int) -> list[list[Image.Image]]:
+def load_visuals(
+    record: dict, image_folder: str | None, video_folder: str | None, video_frames: int
+) -> list[list[Image.Image]]:
     """What each `<image>` of the record stands for: one picture, or a video's frames.
 
     Raises:
@@ -23,7 +25,7 @@ def load_visuals(record: dict, image_folder: str | None, video_frames: int) -> l
     try:
         return [
             *([_load_image(image, record, image_folder)] for image in images),
-            *(load_frames(locate(video, record, image_folder), video_frames) for video in videos),
+            *(load_frames(locate(video, record, video_folder), video_frames) for video in videos),
         ]
     except FileNotFoundError as error:
         raise BadSampleError(str(error), kind="missing file") from error

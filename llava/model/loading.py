@@ -88,9 +88,20 @@ def load_weights(
         raise ValueError(
             f"A weight file in {path} cannot be read ({error}). Was it cut short while copying?"
         ) from error
-    lacking = _fill_tower(model, set(info["missing_keys"]))
+    lacking = _fill_tower(model, _fill_newline(model, set(info["missing_keys"])))
     _check_coverage(path, model, info, lacking)
     return model
+
+
+def _fill_newline(model: PreTrainedModel, missing: set[str]) -> set[str]:
+    """A fresh `image_newline` where training turns to tiles (`spatial_unpad`); returns what is still missing."""
+    name = "model.image_newline"
+    if name in missing:
+        newline = model.get_model().image_newline
+        logger.warning("The checkpoint has no image_newline; it begins at random.")
+        with gathered([newline], modify=True):
+            torch.nn.init.normal_(newline, std=full_shape(newline)[0] ** -0.5)
+    return missing - {name}
 
 
 def _fill_tower(model: PreTrainedModel, missing: set[str]) -> list[str]:

@@ -170,7 +170,7 @@ class DataArguments:
 
     data_path: str = field(metadata={"help": "Records (.json, .jsonl, .parquet, a folder), or a YAML mixture."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that record paths are relative to."})
-    video_folder: str | None = field(default=None, metadata={"help": "LLaVA's; the same as --image_folder, or below."})
+    video_folder: str | None = field(default=None, metadata={"help": "Folder of videos; unset = --image_folder."})
     force_resize: str | None = field(
         default=None,
         metadata={
@@ -203,13 +203,6 @@ class DataArguments:
     eval_tasks_limit: int | None = field(default=None, metadata={"help": "The first so many of a task's questions."})
 
     def __post_init__(self):
-        if self.video_folder and self.image_folder is None:
-            self.image_folder = self.video_folder
-        if self.video_folder not in (None, self.image_folder):
-            raise ValueError(
-                f"--video_folder {self.video_folder}: videos lie in --image_folder {self.image_folder} as images do. "
-                "Give the folder that holds both, or image_folder for each source of the YAML mixture."
-            )
         if self.force_resize in ("None", "0"):  # the release's way to say native
             self.force_resize = "none"
         if self.force_resize not in (None, "none", "pretrained") and not self.force_resize.isdigit():

@@ -130,3 +130,15 @@ def test_videos_without_a_decoder_stop_at_the_start(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"the data has videos.*pip install 'llava-comp\[video\]'"):
         make_dataset([make_record("<image>", "A.") | {"video": "a.mp4"}], tmp_path)
     make_dataset([make_record("<image>", "A.", image="a.png")], tmp_path)
+
+
+def test_videos_have_a_folder_of_their_own(tmp_path):
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos/a.mp4", 5)
+    record = make_record("<image>\nWhat happens?", "It brightens.") | {"video": "a.mp4"}
+    for image_folder in (None, tmp_path):
+        dataset = make_dataset([record], image_folder, video_folder=str(tmp_path / "videos"), video_frames=2)
+        assert len(dataset[0]["image_grid_thw"]) == 2
+    assert "video file not found" in make_dataset([record], tmp_path)[0].reason
+    with pytest.raises(FileNotFoundError, match="--video_folder nowhere: no such folder"):
+        make_dataset([record], tmp_path, video_folder="nowhere")

@@ -210,7 +210,10 @@ def bad_input(llm, siglip, data, tmp_path):
         "missing data file": ({"data_path": tmp_path / "none.json"}, ["none.json", "not found"]),
         "malformed JSON": ({"data_path": malformed}, ["malformed.json", "line 2, column 19"]),
         "record without conversations": ({"data_path": silent}, ["quiet-one", "conversations"]),
-        "unknown tower": ({"vision_tower": "comp-siglp:x"}, ["comp-siglp", "Known: comp-", "Nearest: comp-siglip"]),
+        "unknown tower": (
+            {"vision_tower": "comp-siglp:x"},
+            ["comp-siglp", "Known: clip, comp-", "Nearest: comp-siglip"],
+        ),
         "projector of another size": ({"pretrain_mm_mlp_adapter": adapter}, ["mm_projector", "(7,)", "(24,)"]),
         "image outside its folder": ({"data_path": outside}, ["escape", "data.json"]),
         "output below a file": ({"output_dir": tmp_path / "file" / "out"}, ["output_dir", "is a file"]),
