@@ -24,6 +24,7 @@ from tests.llava.ranks import (
     wait_for_checkpoint,
     weights,
 )
+from tests.llava.test_kill import unfinished, wait_until
 
 SCRIPTS = REPOSITORY / "scripts"
 
@@ -191,8 +192,27 @@ def test_a_killed_zero3_run_ends_with_the_weights_of_an_uninterrupted_one(llm, s
         assert torch.equal(tensor, expected[name]), name
 
 
-def kill_after_a_checkpoint(arguments, folder) -> None:
-    """SIGKILL to the launcher and its ranks, each of which has a session of its own."""
+@pytest.mark.slow
+def test_a_zero2_run_killed_in_the_middle_of_a_save_ends_as_an_uninterrupted_one(llm, siglip, mixed, prior, tmp_path):
+    """Of the torn checkpoint each rank has written what it came to; both then go on from the one before."""
+    flags = halved(all_parts(prior), "zero2") | {"max_steps": 12, "save_strategy": "steps", "save_steps": 1}
+    flags |= {"save_total_limit": 1}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    launch(tiny.stage_arguments(llm, siglip, mixed, whole, **flags | {"save_strategy": "no"}))
+    arguments = tiny.stage_arguments(llm, siglip, mixed, killed, **flags)
+    kill_after_a_checkpoint(arguments, killed, in_a_save=True)
+    (torn,) = unfinished(killed)
+    told = launch(arguments)
+    assert f"{torn}: its saving was interrupted; removed." in told
+    assert "Continuing from" in told
+    assert logged(killed, "loss") == logged(whole, "loss")
+    expected, found = weights(whole), weights(killed)
+    assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
+
+
+def kill_after_a_checkpoint(arguments, folder, *, in_a_save: bool = False) -> None:
+    """SIGKILL to the launcher and its ranks, each of which has a session of its own: when one checkpoint is whole, or
+    in the middle of a later one."""
     with subprocess.Popen(
         command(arguments, ranks=2),
         stdout=subprocess.DEVNULL,
@@ -202,6 +222,8 @@ def kill_after_a_checkpoint(arguments, folder) -> None:
     ) as run:
         try:
             wait_for_checkpoint(folder, run)
+            if in_a_save:
+                wait_until(run, lambda: unfinished(folder))
         finally:
             ranks = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
             for pid in (run.pid, *map(int, ranks)):
