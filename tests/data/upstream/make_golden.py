@@ -400,7 +400,8 @@ def train_sentence_piece(folder: Path, options: list[str]) -> None:
         " ".join(
             [
                 f"--input={corpus} --model_prefix={folder / 'tokenizer'} --vocab_size=320 --model_type=bpe",
-                "--normalization_rule_name=identity --byte_fallback=true --hard_vocab_limit=false --minloglevel=2 --remove_extra_whitespaces=false",
+                "--normalization_rule_name=identity --byte_fallback=true --hard_vocab_limit=false",
+                "--minloglevel=2 --remove_extra_whitespaces=false",
                 *options,
             ]
         )
