@@ -167,6 +167,7 @@ def test_native_images_leaves_tiles_and_other_towers_alone(model):
     assert hooks.native_images(model, five) is five
     model.vision_tower = nn.Identity()
     assert hooks.native_images(model, images) is images
+    assert not hooks.has_comp_tower(model.llm)  # upstream trains bare LLMs too
 
 
 def test_flags_have_this_project_s_names_and_defaults():

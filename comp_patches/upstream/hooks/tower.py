@@ -88,8 +88,8 @@ def names_comp_tower(config: Any) -> bool:
 
 
 def has_comp_tower(model: Any) -> bool:
-    """Whether a LLaVA model's tower is one of the method's."""
-    return isinstance(model.get_vision_tower(), UpstreamTower)
+    """Whether a model has a tower of the method: upstream trains bare LLMs too."""
+    return isinstance(getattr(model, "get_vision_tower", lambda: None)(), UpstreamTower)
 
 
 def merges_patches(config: Any) -> bool:
