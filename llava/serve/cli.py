@@ -2,6 +2,7 @@
 
     python -m llava.serve.cli --model-path RUN --image-file IMG [IMG ...]                    a conversation
     python -m llava.serve.cli --model-path RUN --image-file IMG --prompt "What is this?"     one answer on stdout
+    python -m llava.serve.cli --model-path RUN --image-folder DIR --prompt "..." --out FILE.jsonl     one for each image
 
 An empty line or Ctrl-D ends a conversation, Ctrl-C an answer.
 """
@@ -12,6 +13,7 @@ import argparse
 import logging
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +22,11 @@ from transformers import TextStreamer
 from transformers.utils import logging as transformers_logging
 
 from llava.conversation import Conversation, conv_templates
-from llava.inference import check_model_path, decode_answer, generation_options, get_template, prompt_ids, question
+from llava.inference import decode_answer, generation_options, prompt_ids, question
 from llava.mm_utils import load_image
-from llava.model.builder import load_pretrained_model
+from llava.serve.folder import FolderJob
+from llava.serve.requests import Sampling
+from llava.serve.served_model import ServedModel, load_served_model
 from llava.utils import mistakes_in_one_line, positive_int
 
 
@@ -72,6 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     transformers_logging.disable_progress_bar()
     args = make_parser().parse_args(argv)
     with mistakes_in_one_line():
+        if args.image_folder is not None:
+            answer_folder(args)
+            return
         chat = start_chat(args)
         if args.prompt is not None:
             sys.stdout.write(chat.ask(args.prompt) + "\n")
@@ -82,20 +89,36 @@ def main(argv: list[str] | None = None) -> None:
 def start_chat(args: argparse.Namespace) -> Chat:
     """Images first: a wrong path should not cost the time to load a model."""
     images: list[Image.Image] = [load_image(path) for path in args.image_file]
-    check_model_path(args.model_path)
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        args.model_path, args.model_base, device=args.device, attn_implementation=args.attn_implementation
+    served = load(args)
+    processor = served.processor(args.max_num_vistoken)
+    inputs = {name: tensor.to(served.model.device) for name, tensor in processor(images).items()}
+    conversation = served.template.copy()
+    return Chat(served.model, served.tokenizer, inputs, conversation, args.max_new_tokens, args.temperature)
+
+
+def load(args: argparse.Namespace) -> ServedModel:
+    """The model that the flags name."""
+    return load_served_model(
+        args.model_path,
+        args.model_base,
+        device=args.device,
+        attn_implementation=args.attn_implementation,
+        template=args.conv_mode,
     )
-    if image_processor is None:
-        raise ValueError(f"--model-path {args.model_path} has no vision tower, so it cannot look at images.")
-    template = args.conv_mode or getattr(model.config, "mm_conversation_template", None)
-    if template is None:
+
+
+def answer_folder(args: argparse.Namespace) -> None:
+    """One answer about each image of a folder."""
+    if args.prompt is None or args.out is None:
         raise ValueError(
-            f"{args.model_path} does not say which chat template it was trained with (mm_conversation_template). "
-            f"Give --conv-mode, one of {', '.join(sorted(conv_templates))}."
+            "--image-folder needs --prompt, the question about each image, and --out, a file for the answers."
         )
-    inputs = {name: tensor.to(model.device) for name, tensor in image_processor(images).items()}
-    return Chat(model, tokenizer, inputs, get_template(template), args.max_new_tokens, args.temperature)
+    job = FolderJob(args.image_folder, args.out, args.prompt, args.model_path)
+    if not job.left:
+        sys.stderr.write(f"{args.out}: nothing left to answer\n")
+        return
+    sampling = Sampling(args.max_new_tokens, args.temperature)
+    job.run(load(args), sampling, batch_size=args.batch_size, budget=args.max_num_vistoken)
 
 
 def converse(chat: Chat) -> None:
@@ -122,8 +145,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llava.serve.cli", description=__doc__.splitlines()[0])
     parser.add_argument("--model-path", required=True, help="checkpoint folder")
     parser.add_argument("--model-base", help="LLM of a Stage-I folder; default: the one that its config names")
-    parser.add_argument("--image-file", required=True, nargs="+", metavar="IMG")
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--image-file", nargs="+", metavar="IMG", help="all of them belong to the first question")
+    images.add_argument("--image-folder", type=Path, metavar="DIR", help="ask --prompt about every image below it")
     parser.add_argument("--prompt", help="ask this, write the answer alone to stdout, and end")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines of a folder's answers; gone on with")
+    parser.add_argument("--batch-size", type=positive_int, default=8, help="of a folder's images; default 8")
+    parser.add_argument("--max-num-vistoken", type=positive_int, help="most visual tokens; default: the checkpoint's")
     parser.add_argument("--conv-mode", choices=sorted(conv_templates), help="default: the checkpoint's template")
     parser.add_argument("--temperature", type=_not_negative, default=0.0, help="0 (default) is greedy")
     parser.add_argument("--max-new-tokens", type=positive_int, default=512)

@@ -18,6 +18,8 @@ CSS = """
 #title p {color: var(--body-text-color-subdued); margin: 2px 0 0;}
 #bar {align-items: center;}
 #chat {height: calc(100vh - 330px) !important; min-height: 380px;}
+#chat .example-image-container, #chat .example-image {width: 100%; height: 96px; object-fit: contain;}
+#token-count .html-container, #see-count .html-container, #words .html-container, #heat .html-container {padding: 0;}
 .card {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px 14px;
   background: var(--background-fill-secondary);}
 .grids {display: grid; grid-template-columns: minmax(0, 1fr); gap: 6px; font-size: 0.86rem;}

@@ -3,7 +3,7 @@
 #   bash scripts/comp/eval.sh MODEL [TASKS...] [-- LMMS_EVAL_FLAGS...]
 #   bash scripts/comp/eval.sh runs/comp_1b_siglip/stage3_sft                        Tab. 1
 #   bash scripts/comp/eval.sh runs/vfm_for_lmm/stage3_sft tab2                      Tab. 2
-#   ROW=tab7/comp_1b_clip bash scripts/comp/eval.sh MODEL chartqa docvqa -- --limit 100
+#   TABLE_ROW=tab7/comp_1b_clip bash scripts/comp/eval.sh MODEL chartqa docvqa -- --limit 100
 # MODEL is a checkpoint of this project or a LLaVA one. TASKS are tab1, tab2, fig3, ablation, a column (docvqa) or a task of lmms-eval.
 set -euo pipefail
 
@@ -12,7 +12,8 @@ set -euo pipefail
 #   BATCH_SIZE   prompts at once on each GPU       default: 8
 #   NUM_GPUS     GPUs of this machine              default: counted; 0 is the CPU
 #   RESULTS      results are written here          default: results/MODEL's path
-#   LABEL, ROW   name in the tables; rows of the paper's tables that it is to stand beside (llava/eval/paper.yaml)
+#   LABEL        name in the tables                default: MODEL
+#   TABLE_ROW    rows of the paper's tables that it is to stand beside (llava/eval/paper.yaml)
 #   DRY_RUN=1    print the command, run nothing
 model=${1:?MODEL is missing: bash scripts/comp/eval.sh MODEL [TASKS...] [-- LMMS_EVAL_FLAGS...]}
 shift
@@ -52,7 +53,7 @@ if dry_run; then
 fi
 "$PYTHON" -c 'import lmms_eval' 2>/dev/null || die "lmms-eval is not installed for $PYTHON: bash scripts/install_lmms_eval.sh"
 "${command[@]}"
-# shellcheck disable=SC2086 # ROW is a list of words
+# shellcheck disable=SC2086 # TABLE_ROW is a list of words
 "$PYTHON" -m llava.eval.benchmarks --results "$RESULTS/lmms_eval" --output "$RESULTS/scores.json" \
-  --label "${LABEL:-$model}" ${ROW:+--row $ROW} --command "${command[@]}"
+  --label "${LABEL:-$model}" ${TABLE_ROW:+--row $TABLE_ROW} --command "${command[@]}"
 say "scores: $RESULTS/scores.json"

@@ -1,6 +1,8 @@
 """Chat in the terminal, with a real tiny model."""
 
 import io
+import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from llava.serve.cli import main, make_parser, start_chat
+from tests.llava import tiny
 
 pytest_plugins = ["tests.llava.eval_parts"]
 
@@ -82,3 +85,54 @@ def test_mistakes_are_one_line(run, llm, colours, tmp_path, capsys):
         assert message in exit_info.value.code
         assert "\n" not in exit_info.value.code
     assert capsys.readouterr().out == ""
+
+
+def folder_flags(run, folder, out, *more):
+    files = ["--model-path", str(run / "stage2_native"), "--image-folder", str(folder), "--out", str(out)]
+    return [*files, "--device", "cpu", "--prompt", "Which colour?", "--max-new-tokens", "8", "--batch-size", "3", *more]
+
+
+def test_a_folder_is_answered_image_by_image_and_gone_on_with(run, colours, tmp_path, capsys):
+    folder, out = tmp_path / "images", tmp_path / "deep" / "answers.jsonl"
+    shutil.copytree(colours / "images", folder / "below")
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("not an image, and not asked about")
+    main(folder_flags(run, folder, out))
+    whole = out.read_text()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    answers = {line["image"]: line.get("answer") for line in lines}
+    assert len(lines) == len(answers) == 17
+    assert [answers[f"below/{number}.png"] for number in range(16)] == list(tiny.COLOURS) * 4
+    assert "cannot read image broken.png" in next(line for line in lines if line["image"] == "broken.png")["error"]
+    kept = whole.splitlines(keepends=True)[:5]
+    out.write_text("".join(kept) + '{"image": "below/9')  # killed in the middle of a line
+    main(folder_flags(run, folder, out))
+    assert out.read_text() == whole
+    capsys.readouterr()
+    main(folder_flags(run, folder, out))
+    assert "nothing left to answer" in capsys.readouterr().err
+    assert out.read_text() == whole
+
+
+def test_a_folder_s_mistakes_are_one_line(run, colours, tmp_path):
+    images, foreign, listed = colours / "images", tmp_path / "foreign.jsonl", tmp_path / "list.json"
+    listed.write_text("[1,\n2]\n")
+    before = (colours / "data.json").read_bytes()
+    foreign.write_text('{"image": "0.png", "prompt": "Other?", "model": "x", "answer": "y"}\n')
+    for arguments, message in (
+        (folder_flags(run, tmp_path / "nothing", tmp_path / "out"), "is no folder"),
+        (folder_flags(run, run, tmp_path / "out"), "holds no image file"),
+        (folder_flags(run, images, foreign), "another prompt or by another model"),
+        (folder_flags(run, images, colours / "data.json"), "ends with something else than a line"),
+        (folder_flags(run, images, listed), "line 1: not a line of this command's"),
+        (["--model-path", str(run), "--image-folder", str(images)], "needs --prompt"),
+    ):
+        with pytest.raises(SystemExit, match=message) as exit_info:
+            main(arguments)
+        assert "\n" not in exit_info.value.code
+    assert (colours / "data.json").read_bytes() == before
+
+
+def test_the_budget_of_visual_tokens_is_a_flag(run, colours):
+    chat = start_chat(make_parser().parse_args(flags(run, colours, "--max-num-vistoken", "4")))
+    assert chat.inputs["image_grid_thw"].tolist() == [[1, 2, 8]]  # 1 x 4 tokens

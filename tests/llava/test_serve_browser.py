@@ -4,16 +4,23 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import pytest
+from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 
+from llava.serve.backends import LocalBackend
 from llava.serve.controller import Controller, Registry
+from llava.serve.engine import Update
 from llava.serve.gradio_web_server import make_app, make_parser
 from llava.serve.limits import Limits
+from llava.serve.page import Page
+from llava.serve.pool import ModelPool
 from tests.llava.serve_parts import colour_image, png, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
@@ -147,6 +154,34 @@ def test_a_bad_upload_says_what_is_wrong(page, tmp_path, name, content, message)
 def test_a_file_of_too_many_bytes_is_refused_in_the_browser(page, tmp_path):
     upload(page, tmp_path, "heavy.png", bytes(100_001))
     expect(page.locator(".toast-body").first).to_contain_text("size", timeout=PATIENCE)
+
+
+def test_stop_frees_the_model(browser, chat_model):
+    pool = ModelPool([chat_model], Limits())
+
+    def endless(batch) -> None:
+        words = 0
+        while not batch[0].cancelled:
+            words += 1
+            batch[0].tell(Update("word " * words, words))
+            time.sleep(0.02)
+
+    pool.engine("babble")._generate = endless
+    app = gr.mount_gradio_app(FastAPI(), Page(LocalBackend(pool), Limits()).build(), path="/")
+    with running(app) as site:
+        page = browser.new_page()
+        page.goto(site)
+        ask(page, "Go on for ever")
+        expect(answer(page)).to_contain_text("word word word", timeout=PATIENCE)
+        assert pool.load == 1
+        page.get_by_role("button", name="Stop").click()
+        until = time.monotonic() + 30
+        while pool.load:
+            assert time.monotonic() < until
+        expect(page.get_by_role("button", name="Submit")).to_be_visible(timeout=PATIENCE)
+        expect(answer(page)).to_contain_text("word word word")
+        page.close()
+    pool.close()
 
 
 def test_the_page_fits_a_phone(browser, site):

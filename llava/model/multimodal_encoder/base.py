@@ -68,7 +68,7 @@ class TowerFactory(Protocol):
     ) -> ImageProcessor:
         """The tower's image processor, from the tower's `config` where that is known; no weights are read.
 
-        `options` (`min_num_vistoken`, `max_num_vistoken`, `force_resize`, `pad_to_square`) are what a LLaVA checkpoint's
-        config keeps as `mm_image_processor`.
+        `options` (`min_num_vistoken`, `max_num_vistoken`, `force_resize`, `pad_to_square`) are what a checkpoint's
+        LLaVA config keeps as `mm_image_processor`.
         """
         ...
