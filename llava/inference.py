@@ -12,6 +12,7 @@ from torch import Tensor
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, Part, SeparatorStyle, conv_templates
 from llava.mm_utils import bos_prefix, tokenize_pieces
+from llava.spans import tokenize_whole
 
 _SAID_BY_MODEL = (Part.ANSWER, Part.END)
 # Whatever a checkpoint's generation_config says (Qwen2.5's: sampling, repetition penalty), greedy means greedy.
@@ -43,6 +44,9 @@ def prompt_ids(conversation: Conversation, tokenizer: Any) -> Tensor:
     with its end apart from the header before it.
     """
     ids = bos_prefix(tokenizer)
+    if conversation.is_one_text:
+        ids += [id for turn, _ in tokenize_whole(conversation.turns(), tokenizer) for id in turn]
+        return torch.tensor(ids, dtype=torch.long)
     for turn in conversation.turns():
         for _, spans in groupby(turn, key=lambda span: span.part in _SAID_BY_MODEL):
             ids += tokenize_pieces("".join(span.text for span in spans), tokenizer)
@@ -51,7 +55,7 @@ def prompt_ids(conversation: Conversation, tokenizer: Any) -> Tensor:
 
 def stop_token_ids(conversation: Conversation, tokenizer: Any) -> list[int]:
     """The ids that end an answer: the template's separator where it is one token, and the tokenizer's EOS."""
-    separator = tokenizer(conversation.sep, add_special_tokens=False).input_ids
+    separator = tokenizer(conversation.stop_str or conversation.sep, add_special_tokens=False).input_ids
     ids = separator if len(separator) == 1 else []
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids = [*ids, tokenizer.eos_token_id]

@@ -1,5 +1,7 @@
 """Helpers that training, chat and evaluation share. T = tokens of one sample, N = its images."""
 
+import base64
+import binascii
 import io
 import os
 from collections.abc import Sequence
@@ -7,8 +9,37 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.tiles import (
+    divide_to_patches,
+    expand2square,
+    get_anyres_image_grid_shape,
+    resize_and_pad_image,
+    select_best_resolution,
+)
+
+__all__ = [
+    "KeywordsStoppingCriteria",
+    "bos_prefix",
+    "divide_to_patches",
+    "expand2square",
+    "expand_placeholders",
+    "for_sample",
+    "get_anyres_image_grid_shape",
+    "get_model_name_from_path",
+    "load_image",
+    "load_image_from_base64",
+    "process_anyres_image",
+    "process_images",
+    "resize_and_pad_image",
+    "select_best_resolution",
+    "tokenize_pieces",
+    "tokenizer_image_token",
+]
+
+MAX_BASE64_BYTES = 64 * 2**20  # of one image; a photo of 50 megapixels has a third
 
 
 def bos_prefix(tokenizer) -> list[int]:
@@ -104,3 +135,72 @@ def get_model_name_from_path(model_path: str | os.PathLike) -> str:
     """The last part of the path; `RUN/checkpoint-N` becomes `RUN_checkpoint-N`."""
     parts = os.fspath(model_path).rstrip("/").split("/")
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """Read an image that came as base64 text, whole; Pillow's bound on pixels and this one on bytes hold."""
+    if len(image) > MAX_BASE64_BYTES:
+        raise ValueError(f"an image of {len(image)} base64 characters is above the limit of {MAX_BASE64_BYTES}.")
+    try:
+        data = base64.b64decode(image, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"cannot read an image: its base64 text is broken ({error}).") from error
+    return load_image(data, "base64 image")
+
+
+def process_images(images: Sequence[Image.Image], image_processor, model_cfg) -> Tensor | list[Tensor]:
+    """A plain tower's images as tiles, in the mode of `model_cfg.image_aspect_ratio` (none means square).
+
+    Returns:
+        (N, 3, S, S), or (N, T, 3, S, S) where all images have as many tiles, else N tensors (T_i, 3, S, S).
+    """
+    if not hasattr(image_processor, "preprocess"):
+        raise ValueError(
+            "process_images cuts images for plain towers. This image processor keeps them at native resolution: "
+            "call image_processor(images) and pass generate(**inputs)."
+        )
+    mode = getattr(model_cfg, "image_aspect_ratio", None) or "square"
+    if mode.startswith("anyres"):
+        tiles = [process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images]
+    elif mode in ("square", "pad"):
+        colour = tuple(int(value * 255) for value in image_processor.image_mean)
+        ready = [expand2square(image.convert("RGB"), colour) if mode == "pad" else image for image in images]
+        tiles = list(image_processor.preprocess(ready)["pixel_values"])
+    else:
+        raise ValueError(f"image_aspect_ratio {mode!r} is not supported. Known: square, pad, anyres, anyres_max_N.")
+    return torch.stack(tiles) if len({each.shape for each in tiles}) == 1 else tiles
+
+
+def process_anyres_image(image: Image.Image, processor, grid_pinpoints) -> Tensor:
+    """(T, 3, S, S): the whole image in one tile, then the tiles of its canvas."""
+    return processor.pixels(processor.cut(image.convert("RGB"), grid_pinpoints))
+
+
+class KeywordsStoppingCriteria(StoppingCriteria):
+    """Ends generation where every answer of the batch holds one of the keywords.
+
+    Args:
+        keywords: texts.
+        input_ids: (B, L) of the prompts; only what comes after them counts. `generate` of a LLaVA model hands over the
+            new tokens alone, and then all of them count.
+    """
+
+    def __init__(self, keywords: Sequence[str], tokenizer, input_ids: Tensor) -> None:
+        self.keywords = list(keywords)
+        self.tokenizer = tokenizer
+        self.start_len = input_ids.shape[1]
+        self.longest = max(len(tokenizer(keyword, add_special_tokens=False).input_ids) for keyword in self.keywords)
+        self._found: list[bool] | None = None
+
+    def __call__(self, output_ids: Tensor, scores: Tensor | None = None, **kwargs) -> Tensor:
+        """(B,) bool: whose answer has ended."""
+        if self._found is None:  # the first token
+            self._found = [False] * len(output_ids)
+            self.start_len = self.start_len if output_ids.shape[1] > self.start_len else 0
+        tail = output_ids[:, max(self.start_len, output_ids.shape[1] - self.longest - 2) :]
+        texts = self.tokenizer.batch_decode(tail, skip_special_tokens=False)
+        self._found = [
+            found or any(keyword in text for keyword in self.keywords)
+            for found, text in zip(self._found, texts, strict=True)
+        ]
+        return torch.tensor(self._found, device=output_ids.device)

@@ -14,13 +14,11 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, Part, Span
 from llava.data.bad_samples import BadSampleError
 from llava.mm_utils import bos_prefix, expand_placeholders, tokenize_pieces
+from llava.spans import tokenize_whole
 
-LABEL_MASKS = {
-    # The answers' tokens, each with its turn's end token, and nothing else.
-    "answers": {Part.ANSWER, Part.END},
-    # LLaVA-NeXT's own, for parity: the assistant's whole turn, and the template's markers wherever they stand.
-    "llava": {Part.HEADER, Part.ANSWER, Part.END, Part.TAIL},
-}
+# answers: the answers' tokens, each with its turn's end token, and nothing else.
+# llava: LLaVA-NeXT's own, for parity: `Conversation.learned_by_llava`, and the markers wherever they stand.
+LABEL_MASKS = ("answers", "llava")
 
 
 @dataclass
@@ -68,9 +66,10 @@ class ConversationEncoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self._bos = bos_prefix(tokenizer)
-        self._supervised = LABEL_MASKS[label_mask]
+        of_llava = label_mask == "llava"
+        self._supervised = template.learned_by_llava if of_llava else {Part.LEAD, Part.ANSWER, Part.END}
         marker_ids = {_single_id(tokenizer, marker) for marker in template.markers}
-        self._always_supervised = marker_ids if label_mask == "llava" else set()
+        self._always_supervised = marker_ids if of_llava else set()
 
     def __call__(self, conversation: Conversation, tokens_per_image: Sequence[int]) -> EncodedConversation:
         """Encode as many whole turns as fit.
@@ -81,7 +80,7 @@ class ConversationEncoder:
         Raises:
             BadSampleError: `<image>`s and images differ in number, or no answer is left to learn from.
         """
-        turns = [self._encode_turn(spans) for spans in conversation.turns()]
+        turns = self._encode_turns(conversation)
         num_placeholders = sum(turn.num_images for turn in turns)
         if num_placeholders != len(tokens_per_image):
             raise BadSampleError(
@@ -102,9 +101,21 @@ class ConversationEncoder:
         """A bare text's ids (T,), with BOS where the tokenizer adds one."""
         return torch.tensor(self._bos + self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
 
+    def _encode_turns(self, conversation: Conversation) -> list[_Turn]:
+        turns = conversation.turns()
+        if not conversation.is_one_text:
+            return [self._encode_turn(spans) for spans in turns]
+        return [
+            _Turn(ids, [self._label(*pair) for pair in zip(ids, parts, strict=True)], answer(spans))
+            for spans, (ids, parts) in zip(turns, tokenize_whole(turns, self.tokenizer), strict=True)
+        ]
+
+    def _label(self, token: int, part: Part) -> int:
+        return token if part in self._supervised else IGNORE_INDEX
+
     def _encode_turn(self, spans: list[Span]) -> _Turn:
         """Spans of one fate are tokenised together; a border of the mask is a border of tokens."""
-        turn = _Turn([], [], next((span.text for span in spans if span.part is Part.ANSWER), None))
+        turn = _Turn([], [], answer(spans))
         for is_supervised, group in groupby(spans, key=lambda span: span.part in self._supervised):
             ids = tokenize_pieces("".join(span.text for span in group), self.tokenizer)
             turn.input_ids += ids
@@ -131,11 +142,16 @@ class ConversationEncoder:
         return turns[:num_kept]
 
 
+def answer(spans: list[Span]) -> str | None:
+    """The text of a turn's answer."""
+    return next((span.text for span in spans if span.part is Part.ANSWER), None)
+
+
 def _single_id(tokenizer, marker: str) -> int:
     ids = tokenizer(marker, add_special_tokens=False).input_ids
     if len(ids) != 1:
         raise ValueError(
             f"the chat template's {marker!r} is {len(ids)} tokens in this tokenizer, and should be one. "
-            "Does --version fit the language model (plain, or qwen_* for a ChatML tokenizer)?"
+            "Does --version fit the language model (qwen_*: ChatML tokens; llava_llama_3: Llama 3's; v1: vicuna)?"
         )
     return ids[0]

@@ -11,7 +11,7 @@ from html import escape
 
 from llava.eval.history import StageHistory
 from llava.eval.results import STAGE_TITLES
-from llava.eval.tables import percent
+from llava.eval.text_table import percent
 
 WIDTH, HEIGHT = 440, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 26, 26  # margins for the axes' labels and the stages' names

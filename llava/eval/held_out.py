@@ -25,7 +25,7 @@ from llava.eval.items import Item, make_item
 from llava.eval.models import LoadedModel, load_checkpoint, load_untrained, randomise
 from llava.eval.results import summary_path, write_json, write_rows
 from llava.eval.scoring import Row, fact_hits, is_exact_match, summarise
-from llava.eval.tables import format_table, percent
+from llava.eval.text_table import format_table, percent
 from llava.inference import get_template
 from llava.utils import mistakes_in_one_line, positive_int
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.eval.results import STAGES
-from llava.eval.tables import NOT_MEASURED
+from llava.eval.text_table import NOT_MEASURED
 
 # The Trainer's own values; whatever else a step logs is a loss or what a loss reports.
 _NOT_LOSSES = ("epoch", "step", "learning_rate", "grad_norm", "num_input_tokens_seen")

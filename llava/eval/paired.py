@@ -20,7 +20,7 @@ import numpy as np
 
 from llava.eval.results import read_rows, write_json
 from llava.eval.scoring import Row, is_large, row_hits
-from llava.eval.tables import percent
+from llava.eval.text_table import percent
 from llava.utils import mistakes_in_one_line, positive_int
 
 BOOTSTRAP_ROUNDS = 10_000

@@ -19,7 +19,7 @@ from llava.eval.paired import describe
 from llava.eval.report_page import report_page, word_map_figures
 from llava.eval.results import REPORT_NAME
 from llava.eval.run_results import RunResults, kind_table, read_run, stage_table
-from llava.eval.tables import format_table
+from llava.eval.text_table import format_table
 from llava.utils import mistakes_in_one_line, write_text
 
 

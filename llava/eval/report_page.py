@@ -19,7 +19,7 @@ from llava.eval.paired import describe
 from llava.eval.results import BLANK, CAPTIONS, QUESTIONS, RANDOM_TOWER, STAGE_TITLES, STAGES, UNTRAINED
 from llava.eval.run_results import RunResults, kind_table, stage_table
 from llava.eval.scoring import Row, accuracy, accuracy_by, is_large
-from llava.eval.tables import percent
+from llava.eval.text_table import percent
 from llava.inspection import vocabulary, word_map
 from llava.mm_utils import load_image
 

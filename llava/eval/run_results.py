@@ -23,7 +23,7 @@ from llava.eval.results import (
     summary_path,
 )
 from llava.eval.scoring import Row, accuracy, accuracy_by, is_large
-from llava.eval.tables import NOT_MEASURED, percent
+from llava.eval.text_table import NOT_MEASURED, percent
 
 DEFAULT_FIXED_SIZE = 192
 CONDITION_TITLES = {None: "", BLANK: "blank", RANDOM_TOWER: "random tower"}

@@ -11,6 +11,8 @@ import logging
 import os
 import sys
 
+from llava.serve.flags import add_key_flag, add_model_flags, add_server_flags, needs_serve_extra
+from llava.serve.limits import add_limit_flags, limits_of
 from llava.utils import mistakes_in_one_line
 
 
@@ -19,10 +21,10 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    with mistakes_in_one_line((ValueError, OSError, ModuleNotFoundError)):
+    args = make_parser().parse_args(argv)
+    with mistakes_in_one_line(), needs_serve_extra():
         from llava.serve.http import serve
 
-        args = make_parser().parse_args(argv)
         serve(make_app(args), args.host, args.port)
 
 
@@ -32,7 +34,6 @@ def make_app(args: argparse.Namespace):
     from fastapi import FastAPI
 
     from llava.serve.backends import LocalBackend, RemoteBackend
-    from llava.serve.limits import limits_of
     from llava.serve.page import THEME, Page
     from llava.serve.page_parts import CSS
     from llava.serve.pool import load_pool
@@ -66,16 +67,13 @@ def make_app(args: argparse.Namespace):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from llava.serve.http import add_server_flags
-    from llava.serve.limits import add_limit_flags
-    from llava.serve.pool import add_model_flags
-
     parser = argparse.ArgumentParser(
         prog="python -m llava.serve.gradio_web_server", description=__doc__.splitlines()[0]
     )
     add_model_flags(parser, required=False)
     parser.add_argument("--controller-url", help="controller, or a single worker, whose models the page shows")
     add_server_flags(parser, port=7860)
+    add_key_flag(parser)
     add_limit_flags(parser)
     return parser
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hmac
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,7 +16,6 @@ from llava.serve.limits import Limits
 from llava.serve.protocols import WORKER_ERROR, llava_message, openai_error
 from llava.serve.requests import Refused
 
-KEY_VARIABLE = "LLAVA_API_KEY"
 _DRAINED = 4  # so many times the limit is read and thrown away, that the client comes to read the refusal
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -83,12 +80,6 @@ async def gone(request: Request) -> None:
     """Returns when the client has hung up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine alone")
-    parser.add_argument("--port", type=int, default=port, help=f"default {port}")
-    parser.add_argument("--api-key", default=os.environ.get(KEY_VARIABLE), help=f"default: {KEY_VARIABLE}, or none")
 
 
 def serve(app: Any, host: str, port: int, *, grace_seconds: int = 30) -> None:

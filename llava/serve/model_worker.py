@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
+from llava.serve.flags import add_key_flag, add_model_flags, add_server_flags, needs_serve_extra
+from llava.serve.limits import add_limit_flags, limits_of
 from llava.utils import mistakes_in_one_line
 
 logger = logging.getLogger(__name__)
@@ -67,13 +69,12 @@ def main(argv: list[str] | None = None) -> None:
     """The command. A mistake in flags or files is one line on stderr and a non-zero exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with mistakes_in_one_line((ValueError, OSError, ModuleNotFoundError)):
+    args = make_parser().parse_args(argv)
+    with mistakes_in_one_line(), needs_serve_extra():
         from llava.serve.http import serve
-        from llava.serve.limits import limits_of
         from llava.serve.pool import load_pool
         from llava.serve.worker_app import Worker
 
-        args = make_parser().parse_args(argv)
         worker = Worker(load_pool(args, limits_of(args)), args.api_key)
         address = args.worker_address or f"http://{args.host}:{args.port}"
         heartbeat = Heartbeat(args.controller_address, address, worker.status, args.heart_beat_interval)
@@ -84,13 +85,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from llava.serve.http import add_server_flags
-    from llava.serve.limits import add_limit_flags
-    from llava.serve.pool import add_model_flags
-
     parser = argparse.ArgumentParser(prog="python -m llava.serve.model_worker", description=__doc__.splitlines()[0])
     add_model_flags(parser, required=True)
     add_server_flags(parser, port=21002)
+    add_key_flag(parser)
     parser.add_argument("--worker-address", help="where the controller finds this worker; default: host and port")
     parser.add_argument("--controller-address", default="http://localhost:21001")
     parser.add_argument("--no-register", action="store_true", help="run without a controller")

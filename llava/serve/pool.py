@@ -7,13 +7,11 @@ import queue
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llava.conversation import conv_templates
 from llava.inspection import Inspection, inspect_image
 from llava.serve.engine import Engine, Job, Update
 from llava.serve.limits import Limits
 from llava.serve.requests import Refused, Request, check_size, shown
 from llava.serve.served_model import Prompt, ServedModel, load_served_model
-from llava.utils import positive_int
 
 
 class ModelPool:
@@ -85,27 +83,6 @@ class ModelPool:
     def close(self) -> None:
         for engine in self.engines.values():
             engine.close()
-
-
-def add_model_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """What worker and web page load models by."""
-    parser.add_argument(
-        "--model-path", nargs="+", required=required, metavar="DIR", help="checkpoint folder; several: several models"
-    )
-    parser.add_argument("--model-base", help="LLM of a Stage-I folder; default: the one that its config names")
-    parser.add_argument(
-        "--model-name", nargs="+", metavar="NAME", help="one for each model; default: its folder's name"
-    )
-    parser.add_argument("--conv-mode", choices=sorted(conv_templates), help="default: the checkpoint's template")
-    parser.add_argument("--device", help="default: the accelerator, or the CPU")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16; default: bfloat16 on CUDA")
-    parser.add_argument("--attn_implementation", "--attn-implementation", default="auto")
-    parser.add_argument(
-        "--limit-model-concurrency", type=positive_int, default=5, metavar="N", help="requests in a batch; default 5"
-    )
-    parser.add_argument(
-        "--stream-interval", type=positive_int, default=1, metavar="N", help="tokens between messages; default 1"
-    )
 
 
 def load_pool(args: argparse.Namespace, limits: Limits) -> ModelPool:

@@ -8,7 +8,7 @@ from llava.utils import mistakes_in_one_line
 
 
 def main(argv: list[str] | None = None) -> None:
-    import httpx
+    import httpx  # of the extra `serve`
 
     parser = argparse.ArgumentParser(
         prog="python -m llava.serve.register_worker", description=__doc__.partition(":")[0]

@@ -10,7 +10,7 @@ from llava.utils import mistakes_in_one_line, positive_int
 
 
 def main(argv: list[str] | None = None) -> None:
-    import httpx
+    import httpx  # of the extra `serve`
 
     parser = argparse.ArgumentParser(prog="python -m llava.serve.test_message", description=__doc__.partition(":")[0])
     parser.add_argument("--controller-address", default="http://localhost:21001")

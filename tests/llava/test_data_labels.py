@@ -15,6 +15,7 @@ from llava.data.records import build_conversation, place_image
 from llava.mm_utils import tokenizer_image_token
 from tests.llava.data_parts import make_record, make_tokenizer
 
+FITTING = sorted(conv_templates.keys() - {"llava_llama_3"})  # its markers are no tokens of the test's tokenizer
 TEXT = st.text(
     st.sampled_from(list("aeT. \n!?'1é日🙂<|>")),
     max_size=12,
@@ -66,7 +67,7 @@ def test_plain_labels_are_the_captions_with_their_newlines(exchanges, bos):
 
 
 @settings(max_examples=60, deadline=None)
-@given(EXCHANGES, st.sampled_from(sorted(conv_templates)), st.sampled_from(["answers", "llava"]), st.booleans())
+@given(EXCHANGES, st.sampled_from(FITTING), st.sampled_from(["answers", "llava"]), st.booleans())
 def test_a_sample_is_tokenised_as_the_prompt_is_when_serving(exchanges, template, label_mask, bos):
     """Token for token, but for answers that begin with white space, whose first token the mask's border decides."""
     tokenizer = make_tokenizer(bos=bos)
@@ -112,7 +113,7 @@ def test_llava_mask_is_upstreams(exchanges):
 
 
 @pytest.mark.parametrize("label_mask", ["answers", "llava"])
-@pytest.mark.parametrize("template", sorted(conv_templates))
+@pytest.mark.parametrize("template", FITTING)
 def test_the_first_label_is_always_ignored(template, label_mask):
     """Packed, it would be learned from another sample's last token."""
     assert encode(make_record("Hi", "Hello."), template, label_mask=label_mask).labels[0] == IGNORE_INDEX

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 
 from llava.serve.backends import LocalBackend
-from llava.serve.controller import Controller, Registry
+from llava.serve.controller_app import Controller, Registry
 from llava.serve.engine import Update
 from llava.serve.gradio_web_server import make_app, make_parser
 from llava.serve.limits import Limits

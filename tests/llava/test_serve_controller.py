@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from llava.serve import test_message as sender
-from llava.serve.controller import Controller, Registry
+from llava.serve.controller_app import Controller, Registry
 from llava.serve.limits import Limits
 from llava.serve.model_worker import Heartbeat
 from tests.llava.serve_parts import base64_png, chat_body, colour_image, running

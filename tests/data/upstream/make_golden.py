@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers import decoders as token_decoders
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer, PreTrainedTokenizerFast
 
@@ -264,7 +264,7 @@ def write_checkpoint(name: str, model, images: list[torch.Tensor], image_sizes: 
 CONVERSATIONS = [
     ["<image>\nWhat is it?", "The square is red."],
     ["What is it?", "A cat sits on the mat.", "Sure?", "Yes.\nIt is."],
-    ["Look. <image> What is it?", " a cat ", "And <image> and <image>?", "Two."],
+    ["Look. <image> What is it?", " a cat ", "First: <image>, second: <image>?", "Two."],
     ["<image>\nHi\n", "Hello\n\nthere", "x", "y"],
 ]
 
@@ -356,11 +356,11 @@ def sentence_piece() -> LlamaTokenizer:
     """LLaMA's slow tokenizer, which LLaVA-NeXT uses; the fast one beside it is what a test reads."""
     folder = HERE / "tokenizer_spm"
     folder.mkdir(exist_ok=True)
-    train_sentence_piece(folder, ["--byte_fallback=true"])
+    train_sentence_piece(folder, ["--pad_id=-1"])
     slow = LlamaTokenizer(
         str(folder / "tokenizer.model"), legacy=False, model_max_length=4096, pad_token="<unk>", padding_side="right"
     )
-    slow.save_pretrained(folder)
+    save_fast(slow, folder)
     return slow
 
 
@@ -369,19 +369,26 @@ def gemma():
 
     folder = HERE / "tokenizer_gemma"
     folder.mkdir(exist_ok=True)
-    turns = "<start_of_turn>,<end_of_turn>"
-    train_sentence_piece(
-        folder,
-        [
-            "--byte_fallback=true",
-            "--add_dummy_prefix=false",
-            f"--user_defined_symbols={turns}",
-            "--remove_extra_whitespaces=false",
-        ],
-    )
+    ids = "--pad_id=0 --pad_piece=<pad> --eos_id=1 --eos_piece=<eos> --bos_id=2 --bos_piece=<bos> --unk_id=3"
+    turns = "--user_defined_symbols=<start_of_turn>,<end_of_turn>"
+    train_sentence_piece(folder, [ids, turns, "--add_dummy_prefix=false"])
     slow = GemmaTokenizer(str(folder / "tokenizer.model"), model_max_length=4096)
-    slow.save_pretrained(folder)
+    save_fast(slow, folder)
     return slow
+
+
+def save_fast(slow, folder: Path) -> None:
+    """The same as one file that any later transformers reads without sentencepiece."""
+    from transformers import GemmaTokenizerFast, LlamaTokenizerFast
+
+    family = GemmaTokenizerFast if type(slow).__name__.startswith("Gemma") else LlamaTokenizerFast
+    slow.save_pretrained(folder)
+    fast = family.from_pretrained(folder)
+    if family is LlamaTokenizerFast:  # legacy=False, which this release's conversion does not know yet
+        fast._tokenizer.normalizer = normalizers.Sequence([])
+        fast._tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", prepend_scheme="first", split=False)
+    fast.save_pretrained(folder)
+    (folder / "tokenizer.model").unlink()
 
 
 def train_sentence_piece(folder: Path, options: list[str]) -> None:
@@ -393,7 +400,8 @@ def train_sentence_piece(folder: Path, options: list[str]) -> None:
         " ".join(
             [
                 f"--input={corpus} --model_prefix={folder / 'tokenizer'} --vocab_size=320 --model_type=bpe",
-                "--normalization_rule_name=identity --hard_vocab_limit=false --minloglevel=2 --pad_id=-1",
+                "--normalization_rule_name=identity --byte_fallback=true --hard_vocab_limit=false",
+                "--minloglevel=2 --remove_extra_whitespaces=false",
                 *options,
             ]
         )
