@@ -67,3 +67,14 @@ install_project() {
   say "set-up: the exact versions of constraints.txt are not to be had here; taking what pyproject.toml's ranges allow"
   python -m pip install --quiet -e ".[$1]"
 }
+
+# Chromium for the web page's tests: what is there, else Debian's, else playwright's own. Without one they skip and say so.
+ensure_browser() {
+  if command -v chromium google-chrome >/dev/null; then return; fi
+  if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    say "set-up: installing chromium (apt)"
+    apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null && return
+  fi
+  say "set-up: installing chromium (playwright)"
+  python -m playwright install chromium || say "set-up: no browser to be had; the web page's tests are skipped"
+}

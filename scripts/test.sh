@@ -12,5 +12,6 @@ if [[ ${1:-} == --all ]]; then
   shift
 fi
 ensure_environment train,serve,playground,dev
+if [[ $marks != *"not slow"* ]]; then ensure_browser; fi
 export OMP_NUM_THREADS=1 # One thread in each of the test processes; more would fight for the cores.
 exec python -m pytest -n "${TEST_PROCESSES:-2}" -m "$marks" "$@"

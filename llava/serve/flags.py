@@ -43,6 +43,8 @@ def add_model_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--conv-mode", choices=sorted(conv_templates), help="default: the checkpoint's template")
     parser.add_argument("--device", help="default: the accelerator, or the CPU")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16; default: bfloat16 on CUDA")
+    parser.add_argument("--load-8bit", action="store_true", help="weights in 8 bits; needs bitsandbytes")
+    parser.add_argument("--load-4bit", action="store_true", help="weights in 4 bits; needs bitsandbytes")
     parser.add_argument("--attn_implementation", "--attn-implementation", default="auto")
     parser.add_argument(
         "--limit-model-concurrency", type=positive_int, default=5, metavar="N", help="requests in a batch; default 5"

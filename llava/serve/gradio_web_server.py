@@ -13,7 +13,7 @@ import sys
 
 from llava.serve.flags import add_key_flag, add_model_flags, add_server_flags, needs_serve_extra
 from llava.serve.limits import add_limit_flags, limits_of
-from llava.utils import mistakes_in_one_line
+from llava.utils import mistakes_in_one_line, positive_int
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,7 +49,7 @@ def make_app(args: argparse.Namespace):
         backend, app = LocalBackend(pool), Worker(pool, args.api_key).app()
     else:
         backend, app = RemoteBackend(args.controller_url, args.api_key), FastAPI(openapi_url=None)
-    page = Page(backend, limits).build()
+    page = Page(backend, limits, concurrency=args.concurrency_count).build()
     app = gr.mount_gradio_app(
         app,
         page,
@@ -72,6 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_model_flags(parser, required=False)
     parser.add_argument("--controller-url", help="controller, or a single worker, whose models the page shows")
+    parser.add_argument(
+        "--concurrency-count", type=positive_int, default=10, metavar="N", help="answers at a time; default 10"
+    )
     add_server_flags(parser, port=7860)
     add_key_flag(parser)
     add_limit_flags(parser)

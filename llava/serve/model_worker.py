@@ -91,6 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_key_flag(parser)
     parser.add_argument("--worker-address", help="where the controller finds this worker; default: host and port")
     parser.add_argument("--controller-address", default="http://localhost:21001")
+    parser.add_argument("--multi-modal", action="store_true", help="LLaVA's; accepted, every model here is")
     parser.add_argument("--no-register", action="store_true", help="run without a controller")
     parser.add_argument(
         "--heart-beat-interval", type=float, default=WORKER_HEART_BEAT_INTERVAL, metavar="SECONDS", help="default 15"

@@ -70,9 +70,10 @@ class Settings:
 class Page:
     """Event handlers over a backend, and the layout that calls them."""
 
-    def __init__(self, backend: Backend, limits: Limits):
+    def __init__(self, backend: Backend, limits: Limits, *, concurrency: int = 10):
         self.backend = backend
         self.limits = limits
+        self.concurrency = concurrency  # answers at a time; Gradio's own default is one for everybody
         # Gradio would download a URL that a forged request names in the place of an uploaded file.
         processing_utils.async_ssrf_protected_download = _fetch_nothing
 
@@ -91,7 +92,7 @@ class Page:
             with gr.Tab("Side by side", id="compare-tab"):
                 self._compare_tab(models, settings)
             blocks.load(self.refresh_models, settings.model, [settings.model, settings.budget], **QUIET)
-        return blocks
+        return blocks.queue(default_concurrency_limit=self.concurrency)
 
     def _chat_tab(self, models: list[ModelInfo]) -> tuple[gr.Chatbot, Settings]:
         folder = Path(tempfile.mkdtemp(prefix="llava-examples-"))

@@ -97,6 +97,8 @@ def load_pool(args: argparse.Namespace, limits: Limits) -> ModelPool:
             name=name,
             device=args.device,
             dtype=args.dtype,
+            load_8bit=args.load_8bit,
+            load_4bit=args.load_4bit,
             attn_implementation=args.attn_implementation,
             template=args.conv_mode,
         )

@@ -132,6 +132,8 @@ def load_served_model(
     dtype: torch.dtype | str = "auto",
     attn_implementation: str = "auto",
     template: str | None = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
 ) -> ServedModel:
     """Load a checkpoint to be served.
 
@@ -140,7 +142,13 @@ def load_served_model(
     """
     check_model_path(path)
     tokenizer, model, image_processor, context_length = load_pretrained_model(
-        path, base, device=device, torch_dtype=dtype, attn_implementation=attn_implementation
+        path,
+        base,
+        load_8bit=load_8bit,
+        load_4bit=load_4bit,
+        device=device,
+        torch_dtype=dtype,
+        attn_implementation=attn_implementation,
     )
     if image_processor is None:
         raise ValueError(f"--model-path {path} has no vision tower, so it cannot look at images.")
