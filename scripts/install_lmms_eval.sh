@@ -9,7 +9,11 @@ source scripts/shell.sh
 
 LMMS_EVAL=0.7.3
 needs=(-e ".[eval]") # The list of light needs stands in pyproject.toml.
-[[ ${1:-} != --light ]] || needs=(aiohttp datasets evaluate loguru sacrebleu tenacity)
+case ${1:-} in
+  "") ;;
+  --light) needs=(aiohttp datasets evaluate loguru sacrebleu tenacity) ;;
+  *) die "$1: expected --light or nothing" ;;
+esac
 
 find_python
 "$PYTHON" -c 'import torch, transformers' 2>/dev/null || die "$PYTHON has no torch or no transformers: bash scripts/quickstart.sh sets all up; by hand: pip install -e ."

@@ -26,7 +26,7 @@ from llava.utils import mistakes_in_one_line, write_text
 
 PAPER = Path(__file__).with_name("paper.yaml")
 SOURCE_HEADER = ("row", "measured on", "commit", "command")
-OTHER_HEADER = ("label", "scores", "commit", "command")
+OWN = "own"
 
 
 @dataclass
@@ -74,15 +74,18 @@ def read_paper(path: Path = PAPER) -> dict[str, PaperTable]:
     return tables
 
 
-def place(measurements: Sequence[dict[str, Any]], tables: dict[str, PaperTable]) -> list[dict[str, Any]]:
-    """Put each measurement into the rows that it names; those that name none are returned.
+def place(measurements: Sequence[dict[str, Any]], tables: dict[str, PaperTable]) -> None:
+    """Put each measurement into the rows that it names.
 
-    A row that a known table does not have becomes one of its own.
+    A row that a known table does not have becomes one of its own; those that name none make up the table `own`, a row
+    for each label.
     """
-    homeless = []
     for measurement in sorted(measurements, key=lambda each: each.get("time", "")):
-        for name in measurement["rows"]:
+        for name in measurement["rows"] or [f"{OWN}/{measurement['label']}"]:
             table_id, _, row_id = name.partition("/")
+            if table_id == OWN:
+                own = tables.setdefault(OWN, PaperTable(OWN, "Measured, and not in the paper", [], []))
+                own.columns += [column for column in measurement["scores"] if column not in own.columns]
             if table_id not in tables or not row_id:
                 raise ValueError(
                     f"{measurement['label']}: --row {name}: expected TABLE/ROW with a table of {', '.join(tables)}."
@@ -93,9 +96,6 @@ def place(measurements: Sequence[dict[str, Any]], tables: dict[str, PaperTable])
                 row = TableRow(row_id, measurement["label"])
                 rows.append(row)
             row.measurements.append(measurement)
-        if not measurement["rows"]:
-            homeless.append(measurement)
-    return homeless
 
 
 def body_of(wanted: PaperTable) -> tuple[list[str], list[list[str]]]:
@@ -123,7 +123,7 @@ def provenance(measurement: dict[str, Any]) -> tuple[str, str, str]:
     return measurement["label"], commit, measurement["command"]
 
 
-def markdown(tables: Sequence[PaperTable], others: Sequence[dict[str, Any]]) -> str:
+def markdown(tables: Sequence[PaperTable]) -> str:
     """All of it as one page."""
     parts = ["A cell is the paper's number, then `→` the measured one and the difference where something was measured."]
     for wanted in tables:
@@ -131,31 +131,16 @@ def markdown(tables: Sequence[PaperTable], others: Sequence[dict[str, Any]]) -> 
         parts += [f"## {wanted.id}: {wanted.title}", _markdown_table(header, rows)]
         if made := sources(wanted):
             parts.append(_markdown_table(SOURCE_HEADER, made))
-    if others:
-        parts += [
-            "## Other measurements",
-            _markdown_table(OTHER_HEADER, other_rows(others)),
-        ]
     return "\n\n".join(parts) + "\n"
 
 
-def html(tables: Sequence[PaperTable], others: Sequence[dict[str, Any]]) -> str:
+def html(tables: Sequence[PaperTable]) -> str:
     """The same as a page that needs no other file."""
     sections = []
     for wanted in tables:
         scores, made = table(*body_of(wanted)), table(SOURCE_HEADER, sources(wanted))
         sections.append(section(f"{wanted.id}: {wanted.title}", "paper → measured (difference)", scores, made))
-    rows = table(OTHER_HEADER, other_rows(others))
-    return document("CoMP: measured beside the paper", [*sections, section("Other measurements", "", rows)])
-
-
-def other_rows(measurements: Sequence[dict[str, Any]]) -> list[list[str]]:
-    rows = []
-    for measurement in measurements:
-        label, commit, command = provenance(measurement)
-        scores = ", ".join(f"{name} {score:g}" for name, score in measurement["scores"].items())
-        rows.append([label, scores, commit, command])
-    return rows
+    return document("CoMP: measured beside the paper", sections)
 
 
 def draw(wanted: PaperTable, file: Path) -> None:
@@ -175,7 +160,7 @@ def draw(wanted: PaperTable, file: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(rows)), [row.name for row in rows])
     panels[0].invert_yaxis()
-    figure.suptitle(f"{wanted.id}: grey the paper, blue measured", fontsize=10)
+    figure.suptitle(wanted.title if wanted.id == OWN else f"{wanted.id}: grey the paper, blue measured", fontsize=10)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
 
@@ -196,13 +181,13 @@ def main(argv: list[str] | None = None) -> None:
         tables = read_paper()
         if unknown := set(args.tables or ()) - tables.keys():
             raise ValueError(f"--tables {', '.join(sorted(unknown))}: unknown. Known: {', '.join(tables)}.")
-        others = place([read_measurement(path) for path in args.results], tables)
-        chosen = [t for t in tables.values() if t.id in (args.tables or ()) or (not args.tables and t.is_measured)]
+        place([read_measurement(path) for path in args.results], tables)
+        chosen = [t for t in tables.values() if t.id in (args.tables or (OWN,)) or (not args.tables and t.is_measured)]
         if args.output is None:
-            sys.stdout.write(markdown(chosen, others))
+            sys.stdout.write(markdown(chosen))
             return
-        write_text(args.output.with_suffix(".md"), f"# Measured beside the paper\n\n{markdown(chosen, others)}")
-        write_text(args.output.with_suffix(".html"), html(chosen, others))
+        write_text(args.output.with_suffix(".md"), f"# Measured beside the paper\n\n{markdown(chosen)}")
+        write_text(args.output.with_suffix(".html"), html(chosen))
         for each in chosen:
             if each.is_measured:
                 draw(each, args.output.with_name(f"{args.output.name}-{each.id}.png"))

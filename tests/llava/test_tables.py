@@ -82,7 +82,8 @@ def test_the_newest_measurement_counts_and_others_are_listed(tmp_path, capsys):
     tables.main([files[1], other, files[0]])
     text = capsys.readouterr().out
     assert "63.9 → 2.0 (-61.9)" in text
-    assert "| quickstart | playground_qa/exact_match 0.7 |" in text
+    assert "## own: Measured, and not in the paper\n\n|  | playground_qa/exact_match |" in text
+    assert "| quickstart | 0.7 |" in text
 
 
 def test_a_page_and_pictures(tmp_path):
