@@ -78,7 +78,9 @@ def evaluate(model, task, results, *flags, **environment) -> dict:
 
 @pytest.mark.slow
 def test_a_local_task_scores_as_the_project_s_own_exact_match(model, task, colours, tmp_path):
-    scores = evaluate(model, task, tmp_path / "results")["scores"]
+    measurement = evaluate(model, task, tmp_path / "results")
+    assert measurement["command"].startswith(f"MODEL_ARGS=max_num_vistoken=64 bash scripts/comp/eval.sh {model} {TASK}")
+    scores = measurement["scores"]
     output = tmp_path / "own.jsonl"
     questions = ["--questions", str(colours / "data.json"), "--image-folder", str(colours / "images")]
     held_out(["--model-path", str(model), *questions, "--output", str(output)])
