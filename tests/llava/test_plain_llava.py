@@ -7,13 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
 from llava.mm_utils import expand_placeholders
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.builder import VISION_TOWERS, tower_factory
 from llava.model.tile_inputs import tile_inputs
-from tests.llava.upstream import GOLDEN, photo, wave
+from tests.llava.upstream import GOLDEN, TOWERS, photo, save_release, wave
 
 PROMPTS = [torch.tensor([5, 9, -200, 17, 33, 2]), torch.tensor([7, -200, 21, 3])]
 INPUTS = {
@@ -28,20 +27,15 @@ INPUTS = {
         "modalities": ["image", "video"],
     },
 }
-TOWERS = {"v15": "clip", "onevision": "siglip"}
 GREEDY = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8, "pad_token_id": 0}
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory, llm):
     """The folders with a tokenizer, as a release has one, naming the tower where it lies here."""
-    folders = {}
-    for name, tower in TOWERS.items():
-        folder = folders[name] = tmp_path_factory.mktemp("checkpoints") / name
-        shutil.copytree(GOLDEN / name, folder)
-        config = json.loads((folder / "config.json").read_text()) | {"mm_vision_tower": str(GOLDEN / tower)}
-        (folder / "config.json").write_text(json.dumps(config))
-        AutoTokenizer.from_pretrained(llm).save_pretrained(folder)
+    folders = {name: tmp_path_factory.mktemp("checkpoints") / name for name in TOWERS}
+    for name, folder in folders.items():
+        save_release(folder, name, llm)
     return folders
 
 

@@ -1,15 +1,18 @@
 """The golden files of LLaVA-NeXT (tests/data/upstream), and the formulas by which their inputs were made."""
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "data" / "upstream"
 ONEVISION = [[384 * w, 384 * h] for w in range(1, 7) for h in range(1, 7)]
+TOWERS = {"v15": "clip", "onevision": "siglip"}
 NEXT = [[672, 336], [336, 672], [672, 672], [1008, 336], [336, 1008]]
 
 
@@ -35,3 +38,12 @@ def digest(features: torch.Tensor) -> tuple[int, float]:
 
 def golden(name: str) -> dict:
     return json.loads((GOLDEN / name).read_text())
+
+
+def save_release(folder: Path, name: str, llm: Path) -> Path:
+    """One of the tiny checkpoints with a tokenizer, as a release has one, naming its tower where that lies here."""
+    shutil.copytree(GOLDEN / name, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"mm_vision_tower": str(GOLDEN / TOWERS[name])}
+    (folder / "config.json").write_text(json.dumps(config))
+    AutoTokenizer.from_pretrained(llm).save_pretrained(folder)
+    return folder
