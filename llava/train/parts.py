@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from torch import nn
 
 PARTS = ("mm_mlp_adapter", "mm_vision_tower", "mm_language_model")
+OLD_PARTS = {  # of LLaVA-NeXT and of the CoMP authors' release
+    "mm_vision_resampler": "there are no resamplers, leave it out",
+    "mm_lm_head": "it is in mm_language_model, leave it out",
+    "mm_aux_heads": "what a loss has of its own trains with it, leave it out",
+}
 AUXILIARY = "auxiliary_losses"  # weights of a loss, no part of the model: trained with it and never saved with it
 
 
@@ -28,7 +33,8 @@ def parse_parts(value: str, flag: str = "mm_tunable_parts", known: Sequence[str]
     parts = [part.strip() for part in value.split(",") if part.strip()]
     unknown = [part for part in parts if part not in known]
     if unknown or not parts:
-        raise ValueError(f"--{flag} {value!r}: unknown {unknown or 'empty'}. Known: {', '.join(known)}.")
+        hint = f" {unknown[0]}: {OLD_PARTS[unknown[0]]}." if unknown and unknown[0] in OLD_PARTS else ""
+        raise ValueError(f"--{flag} {value!r}: unknown {unknown or 'empty'}. Known: {', '.join(known)}.{hint}")
     return parts
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from llava.train.old_flags import OLD_FLAGS, Gone, Only, Renamed, Tuning, Unread
+from llava.train.parts import OLD_PARTS, parse_parts
 from llava.train.train import build_stage
 from tests.llava import tiny
 
@@ -92,3 +93,9 @@ def test_an_older_switch_reaches_the_parameters(llm, siglip, data, tmp_path):
 def test_a_switch_with_no_sense_is_refused():
     with pytest.raises(ValueError, match="--freeze_backbone 'perhaps': expected True or False"):
         parse_arguments([*NEEDED, "--freeze_backbone", "perhaps"])
+
+
+@pytest.mark.parametrize("part", OLD_PARTS)
+def test_an_old_part_is_refused_with_what_does_its_work(part):
+    with pytest.raises(ValueError, match=rf"unknown \['{part}'\]\. Known: .*{part}: {OLD_PARTS[part]}\.$"):
+        parse_parts(f"mm_mlp_adapter,{part}")
