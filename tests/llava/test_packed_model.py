@@ -249,16 +249,19 @@ def test_gradient_checkpointing_changes_nothing(model, samples):
 
 
 def test_batched_generation_equals_one_by_one(model, llm, data):
+    """Images of several sizes, a prompt without one, and one with two; what comes back is the answers alone."""
     model.eval()
     tokenizer = AutoTokenizer.from_pretrained(llm)
     processor = checkpoint_image_processor(model.config)
-    images = [Image.open(data / "images" / f"{index}.png") for index in range(3)]
-    prompts = ["<image>\n" + "Which colour? " * count for count in (1, 4, 2)]
+    images = [[Image.open(data / "images" / f"{index}.png") for index in row] for row in ((0,), (1,), (), (2, 3))]
+    prompts = ["<image>" * len(row) + "Which colour? " * count for count, row in zip((1, 4, 3, 2), images, strict=True)]
     rows = [tokenizer_image_token(prompt, tokenizer, return_tensors="pt") for prompt in prompts]
-    together = model.generate(rows, **pixels(processor, images), max_new_tokens=6, do_sample=False)
-    for row, image, expected in zip(rows, images, together, strict=True):
-        alone = model.generate([row], **pixels(processor, [image]), max_new_tokens=6, do_sample=False)[0]
-        assert alone.tolist() == expected[: len(alone)].tolist()
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    together = model.generate(rows, **pixels(processor, [image for row in images for image in row]), **options)
+    assert together.shape == (4, 6)
+    for row, own, expected in zip(rows, images, together, strict=True):
+        alone = model.generate([row], **(pixels(processor, own) if own else {}), **options)[0]
+        assert alone.tolist() == expected.tolist()
 
 
 def pixels(processor, images):
