@@ -20,12 +20,14 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.answering import generate_answers
 from llava.eval.held_out import choose_template
 from llava.eval.models import load_checkpoint
 from llava.inference import prompt_ids
+from llava.mm_utils import for_sample
 from llava.model.builder import default_device
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor
 
@@ -161,12 +163,19 @@ class LlavaComp(lmms):
         answers = generate_answers(
             self.llava,
             self.tokenizer,
-            self.image_processor([image for request in batch for image in request.images]),
+            self._inputs(batch),
             prompts,
             self.template,
             max_new_tokens=batch[0].options.get("max_new_tokens", MAX_NEW_TOKENS),
         )
         return [self._finish(answer, request.options) for answer, request in zip(answers, batch, strict=True)]
+
+    def _inputs(self, batch: Sequence[Request]) -> dict[str, Tensor]:
+        """The images of a batch, end to end, each request's processed as training processes a sample of so many."""
+        parts = [for_sample(self.image_processor, len(each.images))(each.images) for each in batch if each.images]
+        if not parts:
+            return self.image_processor([])
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _finish(self, answer: str, options: dict[str, Any]) -> str:
         """Cut at the task's own stops; the model's are cut already."""

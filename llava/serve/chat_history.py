@@ -67,11 +67,11 @@ def open_files(files: Sequence[str], limits: Limits) -> tuple[Image.Image, ...]:
 def to_request(
     model: str, history: Messages, sampling: Sampling, *, system: str | None, budget: int | None, limits: Limits
 ) -> Request:
-    """The question at the end of `history`; an empty system prompt is the template's own."""
+    """The question at the end of `history`; an empty system prompt is the template's own, a budget of 0 the model's."""
     turns, files = [], []
     for role, messages in groupby(without_last_answer(history), key=lambda message: message["role"]):
         text, own = parts(list(messages))
         turns.append(Turn(role, text, len(own) if role == "user" else 0))
         files += own if role == "user" else []
     dialogue = Dialogue(tuple(turns), (system or "").strip() or None)
-    return Request(model, dialogue, open_files(files, limits), sampling, budget)
+    return Request(model, dialogue, open_files(files, limits), sampling, budget or None)

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from llava.conversation import Conversation, conv_templates
 from llava.inference import decode_answer, generation_options, prompt_ids, question
-from llava.mm_utils import load_image
+from llava.mm_utils import for_sample, load_image
 from llava.serve.folder import FolderJob
 from llava.serve.requests import Sampling
 from llava.serve.served_model import ServedModel, load_served_model
@@ -90,7 +90,7 @@ def start_chat(args: argparse.Namespace) -> Chat:
     """Images first: a wrong path should not cost the time to load a model."""
     images: list[Image.Image] = [load_image(path) for path in args.image_file]
     served = load(args)
-    processor = served.processor(args.max_num_vistoken)
+    processor = for_sample(served.processor(args.max_num_vistoken), len(images))
     inputs = {name: tensor.to(served.model.device) for name, tensor in processor(images).items()}
     conversation = served.template.copy()
     return Chat(served.model, served.tokenizer, inputs, conversation, args.max_new_tokens, args.temperature)

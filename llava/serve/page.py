@@ -215,7 +215,7 @@ class Page:
         files = [*image_files(history or []), *((message or {}).get("files") or [])]
         try:
             sizes = [image.size for image in open_files(files, self.limits)]
-            grids = self.backend.token_grids(model, sizes, budget) if sizes else []
+            grids = self.backend.token_grids(model, sizes, budget or None) if sizes else []
         except Refused as refused:
             return page_parts.warning(str(refused))
         return page_parts.token_count([Path(file).name for file in files], sizes, grids)
@@ -283,7 +283,9 @@ class Page:
                 word = page_parts.nearest_word(self.backend.inspect(request, None))
             found = self.backend.inspect(request, word)
             size = request.images[0].size
-            count = page_parts.token_count([Path(image).name], [size], self.backend.token_grids(model, [size], budget))
+            count = page_parts.token_count(
+                [Path(image).name], [size], self.backend.token_grids(model, [size], budget or None)
+            )
         return (
             gr.Dropdown(choices=page_parts.words_by_number(found), value=word),
             count,
@@ -353,7 +355,7 @@ def ready() -> Any:
 
 def _budget(info: ModelInfo | None) -> dict[str, Any]:
     if info is None or info.token_budget is None:
-        return {"interactive": False, "info": "this model's number is fixed"}
+        return {"minimum": 0, "value": 0, "interactive": False, "info": "this model's number is fixed"}
     most = max(16, info.token_budget * 4)
     about = f"at most; {info.token_budget} in training"
     return {"minimum": 4, "maximum": most, "value": info.token_budget, "interactive": True, "info": about}

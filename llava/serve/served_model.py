@@ -13,7 +13,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, conv_templates
 from llava.inference import check_model_path, get_template, prompt_ids, question, stop_token_ids
 from llava.inspection import vocabulary
-from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
+from llava.mm_utils import for_sample, get_model_name_from_path, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.builder import checkpoint_image_processor
 from llava.serve.requests import Dialogue, Refused, Request, Sampling
@@ -92,7 +92,8 @@ class ServedModel:
 
     def prepare(self, request: Request) -> Prompt:
         """Texts to ids and images to patches. Refuses what does not fit into the model's context."""
-        inputs = self.processor(request.max_num_vistoken)(list(request.images))
+        processor = for_sample(self.processor(request.max_num_vistoken), len(request.images))
+        inputs = processor(list(request.images))
         sizes = {name: tensor for name, tensor in inputs.items() if name != "pixel_values"}
         visual = sum(self.model.get_model().tokens_per_image(**sizes))
         ids, text = self._ids(request.prompt)

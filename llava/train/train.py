@@ -172,7 +172,6 @@ def add_tasks(trainer: LLaVATrainer, data_args: DataArguments, image_processor: 
         tokenizer=trainer.processing_class,
         image_processor=image_processor,
         image_folder=data_args.image_folder,
-        video_folder=data_args.video_folder,
         limit=data_args.eval_tasks_limit,
         batch_size=args.eval_batch_size,
         rank=args.process_index,

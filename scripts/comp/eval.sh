@@ -16,6 +16,7 @@ set -euo pipefail
 #   TABLE_ROW    rows of the paper's tables that it is to stand beside (llava/eval/paper.yaml)
 #   DRY_RUN=1    print the command, run nothing
 model=${1:?MODEL is missing: bash scripts/comp/eval.sh MODEL [TASKS...] [-- LMMS_EVAL_FLAGS...]}
+typed=(${MODEL_ARGS:+"MODEL_ARGS=$MODEL_ARGS"} bash scripts/comp/eval.sh "$@")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/shell.sh
@@ -55,5 +56,5 @@ fi
 "${command[@]}"
 # shellcheck disable=SC2086 # TABLE_ROW is a list of words
 "$PYTHON" -m llava.eval.benchmarks --results "$RESULTS/lmms_eval" --output "$RESULTS/scores.json" \
-  --label "${LABEL:-$model}" ${TABLE_ROW:+--row $TABLE_ROW} --command "${command[@]}"
+  --label "${LABEL:-$model}" ${TABLE_ROW:+--row $TABLE_ROW} --command "${typed[@]}"
 say "scores: $RESULTS/scores.json"

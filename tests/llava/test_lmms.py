@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.held_out import main as held_out
@@ -77,7 +78,9 @@ def evaluate(model, task, results, *flags, **environment) -> dict:
 
 @pytest.mark.slow
 def test_a_local_task_scores_as_the_project_s_own_exact_match(model, task, colours, tmp_path):
-    scores = evaluate(model, task, tmp_path / "results")["scores"]
+    measurement = evaluate(model, task, tmp_path / "results")
+    assert measurement["command"].startswith(f"MODEL_ARGS=max_num_vistoken=64 bash scripts/comp/eval.sh {model} {TASK}")
+    scores = measurement["scores"]
     output = tmp_path / "own.jsonl"
     questions = ["--questions", str(colours / "data.json"), "--image-folder", str(colours / "images")]
     held_out(["--model-path", str(model), *questions, "--output", str(output)])
@@ -102,3 +105,68 @@ def test_two_processes_score_as_one(model, task, tmp_path):
     assert json.loads(file.read_text())["results"][TASK]["exact_match,none"] == pytest.approx(
         alone["scores"][f"{TASK}/exact_match"], abs=1e-3
     )
+
+
+class Asked:
+    """A request as lmms-eval hands it over."""
+
+    def __init__(self, text, images, number, **options):
+        visuals = list(images)
+        self.args = (text, {"max_new_tokens": 8, "until": ["\n\n"]} | options, lambda doc: visuals, number, "t", "s")
+
+
+@pytest.fixture(scope="module")
+def plugin(model):
+    """The model object itself; a new process would cost more than all its tests."""
+    from llava.eval.lmms import LlavaComp
+
+    plugin = LlavaComp(str(model), device="cpu", batch_size=3)
+    plugin.task_dict = {"t": {"s": dict.fromkeys(range(20))}}
+    return plugin
+
+
+def test_batches_answer_as_single_requests_do(plugin):
+    """Several images, none, and text around a placeholder of the task's own."""
+    red, blue = (Image.new("RGB", size, colour) for size, colour in (((64, 48), "red"), ((32, 64), "blue")))
+    requests = [
+        Asked(tiny.QUESTION, [red], 0),
+        Asked(tiny.QUESTION, [blue], 1),
+        Asked(tiny.QUESTION, [red, blue], 2),
+        Asked("Which colour?", [], 3),
+        Asked(f"Look: <image> {tiny.QUESTION}", [blue], 4),
+        Asked(tiny.QUESTION, [red], 5, max_new_tokens=2),
+    ]
+    together = plugin.generate_until(requests)
+    assert together == [plugin.generate_until([request])[0] for request in requests]
+    assert together[:2] == ["red", "blue"]
+
+
+def test_what_fails_is_answered_with_nothing_and_the_rest_is_not(plugin, caplog):
+    red = Image.new("RGB", (64, 48), "red")
+    answers = plugin.generate_until(
+        [Asked(tiny.QUESTION, [red], 0), Asked(tiny.QUESTION, ["video.mp4"], 1), Asked(tiny.QUESTION, [red], 99)]
+    )
+    assert answers == ["red", "", ""]
+    assert plugin.failed == 2
+    assert "reads images only" in caplog.text
+    with pytest.raises(ValueError, match="every one of 1 requests failed"):
+        plugin.generate_until([Asked(tiny.QUESTION, ["video.mp4"], 1)])
+
+
+def test_a_batch_that_fails_is_answered_one_by_one(plugin, monkeypatch):
+    whole = plugin._generate
+    monkeypatch.setattr(plugin, "_generate", lambda batch: whole(batch) if len(batch) == 1 else 1 / 0)
+    images = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green", "blue")]
+    answers = plugin.generate_until([Asked(tiny.QUESTION, [image], i) for i, image in enumerate(images)])
+    assert answers == ["red", "green", "blue"]
+    assert plugin.failed == 0
+
+
+def test_options_of_the_model(plugin, model):
+    from llava.eval.lmms import LlavaComp
+
+    small = LlavaComp(str(model), device="cpu", max_num_vistoken=2, strip_period=True)
+    assert (small.image_processor.max_num_vistoken, small.image_processor.min_num_vistoken) == (2, 2)
+    assert plugin.image_processor.max_num_vistoken > 2
+    assert small._finish("It is red.", {}) == "It is red"
+    assert plugin._finish("It is red.\n\nUser: no", {"until": ["\n\n"]}) == "It is red."

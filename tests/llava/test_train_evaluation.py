@@ -4,13 +4,16 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
 from llava.data.bad_samples import TooManyBadSamplesError
 from llava.eval.held_out import main as answer
+from llava.eval.training_tasks import HeldOutQuestions
 from llava.train.arguments import parse_arguments
+from llava.train.evaluation import Tasks
 from llava.train.train import build_stage, main, run_stage
 from tests.llava import tiny
 from tests.llava.ranks import REPOSITORY, launch, logged, save_mixed_data, train_alone, weights
@@ -107,7 +110,8 @@ def test_tasks_are_answered_by_the_model_of_that_step(asked):
     assert logged(out, "eval_squares_accuracy")[-1] == 0.6
 
 
-@pytest.mark.parametrize("config", [None, pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [None, "zero3"])
 def test_two_ranks_measure_what_one_does(llm, siglip, held_out, asked, tmp_path, config):
     """11 samples and 5 questions are no equal shares; some micro-batches have no image, or no sample at all."""
     one, common = asked
@@ -124,6 +128,18 @@ def test_two_ranks_measure_what_one_does(llm, siglip, held_out, asked, tmp_path,
     launch(tiny.stage_arguments(llm, siglip, held_out, tmp_path / "without", **without))
     found, expected = weights(two), weights(tmp_path / "without")
     assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_processes_answer_each_question_once_in_as_many_batches(llm, siglip, held_out, asked, tmp_path, ranks):
+    """5 questions: where weights are in pieces, a process with a batch more than the others would wait for ever."""
+    _, common = asked
+    trainer, _ = build_stage(*parse_arguments(tiny.stage_arguments(llm, siglip, held_out, tmp_path / "out", **common)))
+    (tasks,) = (each for each in trainer.callback_handler.callbacks if isinstance(each, Tasks))
+    runs = [replace(tasks.tasks["squares"].run, rank=rank, num_ranks=ranks) for rank in range(ranks)]
+    parts = [HeldOutQuestions(common["eval_tasks"], run) for run in runs]
+    assert sorted(item.id for part in parts for item in part.share) == [f"question-{index}" for index in range(4, 9)]
+    assert {len(part.share) + len(part.fill) for part in parts} == {-(-5 // ranks)}
 
 
 def test_a_sigterm_is_not_answered_with_an_evaluation(llm, siglip, held_out, asked, tmp_path):
