@@ -104,7 +104,7 @@ def test_without_mrope_it_computes_what_theirs_does_without(released, tmp_path, 
 
 
 def test_generation_continues_as_a_packed_row_would(converted, golden_batch):
-    """Prompts of two lengths, one of which ends with its image, padded together: each token is the row's best."""
+    """Prompts of two lengths, one of which ends with its image, padded together: the row's scores at each step."""
     _, _, batch, _ = golden_batch
     _, model, _, _ = load_pretrained_model(str(converted), device="cpu")
     image = torch.tensor([IMAGE_TOKEN_INDEX])
@@ -113,20 +113,20 @@ def test_generation_continues_as_a_packed_row_would(converted, golden_batch):
         torch.cat((torch.tensor([21]), image, torch.tensor([7]))),
     ]
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 60}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
     images = {"pixel_values": batch["pixel_values"], "image_grid_thw": torch.tensor(batch["image_grid_thw"])}
     together = model.generate(prompts, **images, **options)
     patches = batch["pixel_values"].split([16, 12])
-    parts = zip(prompts, [4, 3], patches, batch["image_grid_thw"], together.tolist(), strict=True)
-    for prompt, tokens, pixels, grid, found in parts:
+    scores = torch.stack(together.logits, dim=1)
+    parts = zip(prompts, [4, 3], patches, batch["image_grid_thw"], together.sequences, scores, strict=True)
+    for prompt, tokens, pixels, grid, found, found_scores in parts:
         row = torch.cat([image.repeat(tokens) if id == IMAGE_TOKEN_INDEX else id[None] for id in prompt])
-        expected = []
-        for _ in range(4):
+        for step in range(4):
             one = {"pixel_values": pixels, "image_grid_thw": [grid], "image_sample": [0]}
             positions = torch.arange(len(row))[None]
             logits = model(row[None], cu_seqlens=[0, len(row)], position_ids=positions, **one).logits[0, -1]
-            expected.append(int(logits.argmax()))
-            row = torch.cat((row, logits.argmax()[None]))
-        assert found == expected
+            torch.testing.assert_close(found_scores[step], logits, rtol=1e-4, atol=1e-4)
+            row = torch.cat((row, found[step][None]))
 
 
 def test_images_come_before_the_words_between_the_marks(converted):
