@@ -7,6 +7,7 @@
 """
 
 import argparse
+import base64
 import io
 import json
 import random
@@ -30,7 +31,7 @@ from timing import machine, parse, show
 from transformers import AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
-from llava.conversation import conv_templates
+from llava.conversation import Conversation, conv_templates
 from llava.inference import decode_answer, generation_options, prompt_ids, question
 from llava.mm_utils import load_image
 from llava.model.builder import default_device
@@ -45,8 +46,8 @@ from llava.serve.served_model import ServedModel
 from llava.serve.worker_app import Worker
 
 LLM, TOWER = "playground/models/llm", "comp-siglip:playground/models/tower"
-LARGE = {"hidden_size": 768, "intermediate_size": 2560, "num_hidden_layers": 13, "vocab_size": 8192}
-LARGE |= {"num_attention_heads": 12, "num_key_value_heads": 12, "layer_types": ["full_attention"] * 13}
+LARGE = {"hidden_size": 768, "intermediate_size": 2560, "num_hidden_layers": 14}
+LARGE |= {"num_attention_heads": 12, "num_key_value_heads": 12, "layer_types": ["full_attention"] * 14}
 SIZES = ((384, 160), (160, 384), (320, 320), (640, 480), (64, 64))
 
 
@@ -111,9 +112,7 @@ def bare(model: ServedModel, content: bytes, tokens: int) -> tuple[float, float,
     clock = Clock()
     begin = time.perf_counter()
     inputs = model.image_processor([load_image(content)])
-    conversation = model.template.copy()
-    conversation.append_message(conversation.roles[0], question(conversation, "Describe the image.", 1))
-    conversation.append_message(conversation.roles[1], None)
+    conversation = asked(model)
     ids = prompt_ids(conversation, model.tokenizer)
     device = model.model.device
     options = generation_options(conversation, model.tokenizer, max_new_tokens=tokens)
@@ -126,31 +125,42 @@ def bare(model: ServedModel, content: bytes, tokens: int) -> tuple[float, float,
 
 
 def over_http(client: httpx.Client, address: str, body: dict) -> tuple[float, float, str]:
-    """The same for a streaming client. Text comes with each update, so its times are the tokens' times."""
+    """The same for a client of LLaVA's protocol, which has a message for each token, even one that is no text yet."""
     begin = time.perf_counter()
     times: list[float] = []
-    answer, tokens = "", 0
-    with client.stream("POST", f"{address}/v1/chat/completions", json=body) as reply:
-        for line in reply.iter_lines():
-            if not line.startswith("data: {"):
-                continue
-            event = json.loads(line.removeprefix("data: "))
-            text = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
-            answer += text
-            if text:
-                times.append(time.perf_counter())
-            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-    if tokens != body["max_tokens"]:
-        raise ValueError(f"The answer ended after {tokens} tokens; the comparison needs {body['max_tokens']}.")
+    received = b""
+    with client.stream("POST", f"{address}/worker_generate_stream", json=body) as reply:
+        for piece in reply.iter_raw():
+            times += [time.perf_counter()] * piece.count(b"\0")
+            received += piece
+    tokens = body["max_new_tokens"]
+    if len(times) != tokens:
+        raise ValueError(f"The answer ended after {len(times)} tokens; the comparison needs {tokens}.")
+    answer = json.loads(received.split(b"\0")[-2])["text"].removeprefix(body["prompt"])
     return times[0] - begin, (tokens - 1) / (times[-1] - times[0]), answer
 
 
-def request(content: bytes | None, tokens: int, model: str, text: str = "Describe the image.", **sampling) -> dict:
-    """A streaming request to a worker, about one image or none."""
+def llava_request(model: ServedModel, content: bytes, tokens: int) -> dict:
+    """What `bare` asks, in LLaVA's protocol."""
+    images = [base64.b64encode(content).decode("ascii")]
+    prompt = asked(model).get_prompt()
+    return {"model": model.name, "prompt": prompt, "images": images, "max_new_tokens": tokens, "temperature": 0}
+
+
+def asked(model: ServedModel) -> Conversation:
+    """A question about one image, to be answered."""
+    conversation = model.template.copy()
+    conversation.append_message(conversation.roles[0], question(conversation, "Describe the image.", 1))
+    conversation.append_message(conversation.roles[1], None)
+    return conversation
+
+
+def openai_request(content: bytes | None, tokens: int, model: str, text: str, **sampling) -> dict:
+    """A request that is not streamed, about one image or none."""
     images = () if content is None else (load_image(content),)
     turn = Turn("user", text, len(images))
-    asked = Request(model, Dialogue((turn,)), images, Sampling(tokens, **sampling))
-    return openai_body(asked)
+    body = openai_body(Request(model, Dialogue((turn,)), images, Sampling(tokens, **sampling)))
+    return body | {"stream": False, "stream_options": None}
 
 
 def compare_with_bare(rounds: int, tokens: int, config: dict, console: Console) -> None:
@@ -159,7 +169,7 @@ def compare_with_bare(rounds: int, tokens: int, config: dict, console: Console) 
     size = sum(parameter.numel() for parameter in model.model.parameters())
     ways: dict[str, list] = {"bare generate": [], "worker, streaming": []}
     with served(model) as address, httpx.Client(timeout=600) as client:
-        body = request(content, tokens, "large")
+        body = llava_request(model, content, tokens)
         for turn in track(range(rounds + 1), "against bare generate", transient=True):
             for way, run in (
                 ("bare generate", lambda: bare(model, content, tokens)),
@@ -184,7 +194,7 @@ def load(count: int, clients: int, console: Console) -> bool:
     """Whether every one of many answers is the one that its request gets alone."""
     model = random_model("small")
     bodies = [
-        request(
+        openai_request(
             None if number % 7 == 6 else picture(SIZES[number % len(SIZES)], number),
             8 + number % 32,
             "small",
@@ -192,7 +202,6 @@ def load(count: int, clients: int, console: Console) -> bool:
             temperature=(0.0, 1.0)[number % 2],
             seed=number,
         )
-        | {"stream": False, "stream_options": None}
         for number in range(count)
     ]
     with served(model) as address, httpx.Client(timeout=600) as client:
