@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", metavar="SET|COLUMN|TASK", help="only print lmms-eval's names of these")
     parser.add_argument("--results", type=Path, help="where lmms-eval wrote")
     parser.add_argument("--output", type=Path, help="the measurement")
-    parser.add_argument("--command", nargs=argparse.REMAINDER, default=[], help="what made the results, last")
+    parser.add_argument("--command", default="", help="what made the results, in one word")
     add_row_flags(parser)
     args = parser.parse_args(argv)
     if args.tasks:
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
             args.label or str(args.results),
             scores_of(content["results"]),
             rows=args.row,
-            command=args.command,
+            command=shlex.split(args.command),
             details={"task": "lmms-eval", "model_args": content.get("config", {}).get("model_args"), "file": file.name},
         )
         write_measurement(args.output, measurement)

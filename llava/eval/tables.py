@@ -108,7 +108,8 @@ def cell(paper: float | None, measured: float | None) -> str:
     if measured is None:
         return NOT_MEASURED if paper is None else f"{paper:g}"
     difference = "" if paper is None else f"{paper:g} → "
-    return f"{difference}{measured:.1f}" + ("" if paper is None else f" ({measured - paper:+.1f})")
+    digits = 3 if abs(measured) <= 1 else 1  # a share, not a percentage
+    return f"{difference}{measured:.{digits}f}" + ("" if paper is None else f" ({measured - paper:+.1f})")
 
 
 def sources(wanted: PaperTable) -> list[list[str]]:
@@ -151,7 +152,9 @@ def draw(wanted: PaperTable, file: Path) -> None:
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for panel, column in zip(panels, columns, strict=True):
         for y, row in enumerate(rows):
-            for offset, value, colour in ((-0.18, row.paper.get(column), "0.7"), (0.18, row.measured(column), "C0")):
+            paper = row.paper.get(column)
+            beside = 0 if paper is None else 0.18  # alone, a bar stands at its name
+            for offset, value, colour in ((-beside, paper, "0.7"), (beside, row.measured(column), "C0")):
                 if value is not None:
                     panel.barh(y + offset, value, height=0.34, color=colour)
                     panel.text(value, y + offset, f" {value:g}", va="center", fontsize=8)

@@ -56,5 +56,5 @@ fi
 "${command[@]}"
 # shellcheck disable=SC2086 # TABLE_ROW is a list of words
 "$PYTHON" -m llava.eval.benchmarks --results "$RESULTS/lmms_eval" --output "$RESULTS/scores.json" \
-  --label "${LABEL:-$model}" ${TABLE_ROW:+--row $TABLE_ROW} --command "${typed[@]}"
+  --label "${LABEL:-$model}" ${TABLE_ROW:+--row $TABLE_ROW} --command "$(print_command "${typed[@]}")"
 say "scores: $RESULTS/scores.json"

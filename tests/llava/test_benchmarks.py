@@ -44,10 +44,10 @@ def test_the_newest_results_become_a_measurement(tmp_path, capsys):
         file.write_text(json.dumps({"results": {"gqa": {"exact_match,none": number / 2}}}))
     os.utime(old, (1, 1))
     flags = ["--results", str(tmp_path), "--output", str(tmp_path / "scores.json"), "--label", "mine"]
-    benchmarks.main([*flags, "--row", "tab1/comp_1b_siglip", "--command", "bash", "x", "--limit", "3"])
+    benchmarks.main([*flags, "--row", "tab1/comp_1b_siglip", "--command", "A=1 bash x -- --limit 3"])
     found = json.loads((tmp_path / "scores.json").read_text())
     assert (found["label"], found["rows"]) == ("mine", ["tab1/comp_1b_siglip"])
-    assert (found["scores"], found["command"]) == ({"gqa": 50.0}, "bash x --limit 3")
+    assert (found["scores"], found["command"]) == ({"gqa": 50.0}, "A=1 bash x -- --limit 3")
     with pytest.raises(SystemExit, match=r"holds no \*results.json"):
         benchmarks.main(["--results", str(tmp_path / "a/nothing"), "--output", str(tmp_path / "x")])
 

@@ -196,6 +196,11 @@ def test_a_mistake_is_one_line(changes, said, tiny_tower, digits, tmp_path):
     assert "\n" not in str(stopped.value)
 
 
+def test_a_plain_tower_is_refused_with_the_name_that_reads_its_weights(siglip, digits, tmp_path):
+    with pytest.raises(SystemExit, match=r"--tower siglip:.*The comp-\* names read any VFM's"):
+        run("classification", f"siglip:{siglip}", digits, tmp_path / "run")
+
+
 def test_classes_beyond_those_announced_are_refused(tiny_tower, scenes, tmp_path):
     with pytest.raises(SystemExit, match=r"an annotation holds class \d+, but there are 2: --num_classes"):
         run("segmentation", tiny_tower, scenes, tmp_path / "run", num_classes=2)

@@ -10,6 +10,7 @@ from llava.eval import tables
 from llava.eval.benchmarks import BENCHMARKS, TAB1, TAB2
 from llava.eval.measurement import make_measurement, write_measurement
 from llava.eval.tables import cell, read_paper
+from llava.eval.text_table import NOT_MEASURED
 from tests.scripts.launching import PRESETS, rows_of
 
 
@@ -56,7 +57,13 @@ def test_rows_are_the_presets_that_train_them():
 
 @pytest.mark.parametrize(
     ("paper", "measured", "text"),
-    [(66.7, 66.1, "66.7 → 66.1 (-0.6)"), (None, 3.14, "3.1"), (1543, None, "1543"), (None, None, "–")],  # noqa: RUF001
+    [
+        (66.7, 66.1, "66.7 → 66.1 (-0.6)"),
+        (None, 3.14, "3.1"),
+        (None, 0.7708, "0.771"),
+        (1543, None, "1543"),
+        (None, None, NOT_MEASURED),
+    ],
 )
 def test_a_cell(paper, measured, text):
     assert cell(paper, measured) == text
@@ -83,7 +90,7 @@ def test_the_newest_measurement_counts_and_others_are_listed(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "63.9 → 2.0 (-61.9)" in text
     assert "## own: Measured, and not in the paper\n\n|  | playground_qa/exact_match |" in text
-    assert "| quickstart | 0.7 |" in text
+    assert "| quickstart | 0.700 |" in text
 
 
 def test_a_page_and_pictures(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.model.multimodal_encoder.base import TOWER_OPTIONS, ImageProcessor, VisionTower
-from llava.model.multimodal_encoder.builder import load_vision_tower, tower_factory
+from llava.model.multimodal_encoder.builder import config_keys, load_vision_tower, tower_factory
 
 _NO_BOUND = 1 << 20  # visual tokens: the probe's size alone decides
 
@@ -29,6 +29,11 @@ class FrozenTower:
     @classmethod
     def load(cls, name: str, device: torch.device, dtype: torch.dtype, **options: Any) -> FrozenTower:
         """The tower called `name`; `options` are its own (`use_rope`, ...)."""
+        if config_keys(name):  # LLaVA's own towers read these, and know one size
+            raise ValueError(
+                f"--tower {name}: a plain tower sees images of one size only. The comp-* names read any VFM's weights "
+                "at any size: comp-siglip, comp-clip, ..., with --use_rope False."
+            )
         tower = load_vision_tower(name, dtype=dtype, **options).to(device).eval().requires_grad_(False)
         processor = tower_factory(name).build_image_processor(
             name, config=tower.config.to_dict(), min_num_vistoken=1, max_num_vistoken=_NO_BOUND
