@@ -1,5 +1,6 @@
 """Every link of the documentation leads somewhere."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,16 @@ def test_every_page_is_reached_from_the_readme():
         waiting += [target for target in targets if target.suffix == ".md" and target.exists()]
     lost = [str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md") if page not in reached]
     assert not lost
+
+
+# These tell of files of other checkouts too; tests of their own hold them.
+OF_OTHERS = {"from_llava.md", "upstream.md"}
+
+
+NAMED_FILE = re.compile(r"\b(?:scripts|tests|playground|docs|llava|comp_patches)/[\w./-]+\.(?:sh|py|json|yaml|md)\b")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in OF_OTHERS], ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page: Path):
+    for path in NAMED_FILE.findall(page.read_text()):
+        assert "NAME" in path or (ROOT / path).is_file() or (page.parent / path).is_file(), path

@@ -162,7 +162,7 @@ def test_answers_in_batches_are_those_of_one_by_one(run, colours):
     assert [(answer.width, answer.height) for answer in batched[3:5]] == [(64, 48), (32, 64)]
 
 
-@pytest.mark.parametrize("version", sorted(conv_templates))
+@pytest.mark.parametrize("version", sorted(set(conv_templates) - {"llava_llama_3"}))  # whose marks are no tokens here
 def test_the_prompt_is_the_unsupervised_beginning_of_the_training_text(run, version):
     tokenizer = load_checkpoint(str(run / "stage2_native"), device="cpu").tokenizer
     conversation = build_conversation(tiny.record("r", "0.png", "red"), conv_templates[version])

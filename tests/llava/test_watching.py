@@ -165,7 +165,9 @@ def test_throughput_counts_what_went_through_since_the_last_log(monkeypatch):
     throughput = Throughput()
     batch = {"input_ids": torch.zeros(1, 60), "image_grid_thw": [[1, 4, 4], [1, 2, 2]]}
     batch |= {"num_samples": 4, "bad_samples": [BadSample("r", "gone")]}
-    throughput.add([batch, batch], lambda grids: [rows * cols // 4 for _, rows, cols in grids], waited=2.0, flops=3e13)
+    throughput.add(
+        [batch, batch], lambda grids, layout: [rows * cols // 4 for _, rows, cols in grids], waited=2.0, flops=3e13
+    )
     values = throughput.since_last(lambda counts: [2 * count for count in counts])  # another process did as much
     expected = {"tokens_per_second": 24.0, "images_per_second": 0.8, "samples_per_second": 1.2}
     of_device = {"data_wait_share": 0.2, "tflops_per_second": 3.0}

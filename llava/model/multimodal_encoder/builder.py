@@ -106,7 +106,8 @@ def build_vision_tower(config: Any) -> VisionTower:
 
 def build_patch_merge(config: Any) -> PatchMerge | None:
     """How a plain tower's tiles become visual tokens; None where the tower gives them as they are."""
-    make = getattr(tower_factory(config.mm_vision_tower), "build_patch_merge", None)
+    name = getattr(config, "mm_vision_tower", None)  # a module that was attached by hand has none
+    make = getattr(tower_factory(name), "build_patch_merge", None) if name else None
     return None if make is None else make(config.mm_vision_config, **checkpoint_keys(config))
 
 
