@@ -76,11 +76,14 @@ class RemoteBackend:
         return [TokenGrid(*grid) for grid in self._json("POST", "/worker_count_tokens", body)["grids"]]
 
     def answer(self, request: Request) -> Iterator[Update]:
+        return self._updates(request.model, openai_body(request))
+
+    def _updates(self, model: str, body: dict[str, Any]) -> Iterator[Update]:
         import httpx
 
         text, tokens, finish_reason = "", 0, None
         try:
-            with self._client.stream("POST", "/v1/chat/completions", json=openai_body(request)) as reply:
+            with self._client.stream("POST", "/v1/chat/completions", json=body) as reply:
                 if reply.status_code != 200:
                     raise _refusal(reply.read(), reply.status_code)
                 for line in reply.iter_lines():
@@ -97,7 +100,7 @@ class RemoteBackend:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         if finish_reason is None:
-            raise Refused(f"{request.model} broke off in the middle of its answer. Its worker may have died.", 502)
+            raise Refused(f"{model} broke off in the middle of its answer. Its worker may have died.", 502)
         yield Update(text, tokens, finish_reason)
 
     def inspect(self, request: Request, word: str | None) -> Inspection:

@@ -7,11 +7,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from llava.serve.images import decode_image
+from llava.serve.images import decode_images
 from llava.serve.limits import Limits
-from llava.serve.requests import Dialogue, Request, Sampling, Turn
+from llava.serve.requests import Dialogue, Refused, Request, Sampling, Turn
 
 Messages = list[dict[str, Any]]
 
@@ -59,9 +57,11 @@ def image_files(history: Messages) -> list[str]:
     return parts([message for message in history if message["role"] == "user"])[1]
 
 
-def open_files(files: Sequence[str], limits: Limits) -> tuple[Image.Image, ...]:
-    """The images that a browser has uploaded, within the limits of one that came by HTTP."""
-    return tuple(decode_image(Path(file).read_bytes(), Path(file).name, limits) for file in files)
+def read_files(files: Sequence[str], limits: Limits) -> list[tuple[bytes, str]]:
+    """The image files that a browser has uploaded, content and name, within the limit on their number."""
+    if len(files) > limits.images:
+        raise Refused(f"The conversation has {len(files)} images; the limit is {limits.images}.")
+    return [(Path(file).read_bytes(), Path(file).name) for file in files]
 
 
 def to_request(
@@ -74,4 +74,4 @@ def to_request(
         turns.append(Turn(role, text, len(own) if role == "user" else 0))
         files += own if role == "user" else []
     dialogue = Dialogue(tuple(turns), (system or "").strip() or None)
-    return Request(model, dialogue, open_files(files, limits), sampling, budget or None)
+    return Request(model, dialogue, decode_images(read_files(files, limits), limits), sampling, budget or None)

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 from fastapi import FastAPI
@@ -25,7 +24,7 @@ from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
 from llava.serve.http import add_route, read_body, render_llava_error, render_openai_error
 from llava.serve.limits import Limits
 from llava.serve.protocols import NO_WORKER, WORKER_ERROR, llava_message, model_name, openai_error, server_event
-from llava.serve.requests import Refused, field, number, parse_object, shown, whole
+from llava.serve.requests import Refused, check_text, field, number, parse_object, shown, whole
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +55,8 @@ class Registry:
         names = field(status, "model_names", list, [])
         if not all(isinstance(model, str) for model in names):
             raise Refused("worker_status.model_names must be texts.")
+        for model in names:
+            check_text("worker_status.model_names", model)
         speed = number(status, "speed", 1, 0, 1e9)
         queue_length = whole(status, "queue_length", 0, 0, 10**9)
         if name not in self.workers:
@@ -131,9 +132,7 @@ class Controller:
 
     async def register_worker(self, request: Request) -> Response:
         values = await self._values(request)
-        name = field(values, "worker_name", str, "").rstrip("/")
-        if urlsplit(name).scheme not in ("http", "https"):
-            raise Refused(f"worker_name is {shown(name)}; expected the worker's address, http://HOST:PORT.")
+        name = worker_name(values)
         status = field(values, "worker_status", dict)
         status = status if status is not None else await self._status_of(name)
         self.registry.register(name, field(values, "check_heart_beat", bool, True), status)
@@ -157,7 +156,7 @@ class Controller:
 
     async def receive_heart_beat(self, request: Request) -> Response:
         values = await self._values(request)
-        name = field(values, "worker_name", str, "").rstrip("/")
+        name = worker_name(values)
         return JSONResponse({"exist": self.registry.beat(name, whole(values, "queue_length", 0, 0, 10**9))})
 
     async def get_status(self, request: Request) -> Response:
@@ -201,10 +200,12 @@ class Controller:
             return StreamingResponse(
                 self._pieces(reply, worker, path), reply.status_code, media_type=reply.headers.get("content-type")
             )
-        reason = f"No worker has the model {shown(model)}. Models: {', '.join(self.registry.models()) or 'none'}."
+        models = self.registry.models()
+        reason = f"No worker has the model {shown(model)}. Models: {', '.join(models) or 'none'}."
+        status = 404 if models else 503
         if path == "/worker_generate_stream":
-            return Response(llava_message(reason, NO_WORKER), 503, media_type="application/octet-stream")
-        raise Refused(reason, 503)
+            return Response(llava_message(reason, NO_WORKER), status, media_type="application/octet-stream")
+        raise Refused(reason, status)
 
     async def _pieces(self, reply: httpx.Response, worker: str, path: str) -> AsyncIterator[bytes]:
         """A worker that dies in the middle is said to have, in the protocol's own words."""
@@ -232,6 +233,18 @@ class Controller:
 
     async def _values(self, request: Request) -> dict[str, Any]:
         return parse_object(await read_body(request, self.limits) or b"{}")
+
+
+def worker_name(values: dict[str, Any]) -> str:
+    """A worker's address, which is its name."""
+    name = field(values, "worker_name", str, "").rstrip("/")
+    try:
+        url = httpx.URL(name)  # what will be asked there
+    except (httpx.InvalidURL, ValueError):
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host:
+        raise Refused(f"worker_name is {shown(name)}; expected the worker's address, http://HOST:PORT.")
+    return name
 
 
 def _headers(request: Request) -> dict[str, str]:

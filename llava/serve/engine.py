@@ -28,6 +28,7 @@ from llava.serve.served_model import Prompt, ServedModel
 logger = logging.getLogger(__name__)
 
 CLOSING = "The server is shutting down."
+LEAST_TEMPERATURE = 1e-4  # below it the likeliest token is all that is left, and the division leaves floats' range
 LANES = 2  # threads, so that a newcomer need not wait for the end of a long answer
 
 
@@ -57,6 +58,7 @@ class Job:
         self.listener = listener
         self.deadline = deadline
         self.cancelled = False
+        self.told = False
         self.ended = False
 
     def cancel(self) -> None:
@@ -67,7 +69,7 @@ class Job:
         """Pass on news, nothing after the last."""
         if self.ended:
             return
-        self.ended = update.is_last
+        self.told, self.ended = True, update.is_last
         if self.cancelled:
             return
         try:
@@ -165,22 +167,29 @@ class Engine:
         if self._closed:
             job.tell(Update("", 0, error=CLOSING, status=503))
         elif time.monotonic() > job.deadline:
-            late = f"The answer was not finished within {self.limits.request_seconds} s."
-            job.tell(Update("", 0, error=late, status=504))
+            job.tell(Update("", 0, error=late(self.limits), status=504))
         return job.cancelled or job.ended
 
+    def _end_the_late(self) -> None:
+        """Tell those that wait longer than they may, while others are answered."""
+        with self._condition:
+            for job in self._waiting:
+                self._over(job)
+
     def _generate_or_say_why(self, batch: list[Job]) -> None:
-        """A batch that fails, for lack of memory say, is tried again row by row; what fails alone is told why."""
+        """A batch that fails, for lack of memory say, is tried again row by row; what fails alone is told why.
+
+        So is an answer that has begun: tried again, it could go on in other words than those its client has.
+        """
         try:
             self._generate(batch)
         except Exception as error:
             logger.exception("%s failed in a batch of %d", self.served.name, len(batch))
-            left = [job for job in batch if not job.ended]
-            if len(batch) == 1:
-                reason = f"{self.served.name} failed: {type(error).__name__}: {error}"
-                batch[0].tell(Update("", 0, error=reason, status=500))
-            else:
-                for job in left:
+            reason = f"{self.served.name} failed: {type(error).__name__}: {error}"
+            for job in batch:
+                if len(batch) == 1 or job.told:
+                    job.tell(Update("", 0, error=reason, status=500))
+                elif not self._over(job):
                     self._generate_or_say_why([job])
 
     @torch.inference_mode()
@@ -198,13 +207,18 @@ class Engine:
                 max_new_tokens=max(prompt.sampling.max_new_tokens for prompt in prompts),
             ),
             logits_processor=[Draw([prompt.sampling for prompt in prompts], device)],
-            stopping_criteria=[Watch(rows, self._over, self.stream_interval)],
+            stopping_criteria=[Watch(rows, self._over, self._end_the_late, self.stream_interval)],
         )
 
 
 def full(limits: Limits) -> str:
     """Why a request is turned away with 429."""
     return f"{limits.requests} requests are waiting or running, the limit. Try again later."
+
+
+def late(limits: Limits) -> str:
+    """Why a request ends with 504."""
+    return f"The answer was not finished within {limits.request_seconds} s."
 
 
 class Draw(LogitsProcessor):
@@ -214,7 +228,7 @@ class Draw(LogitsProcessor):
         self.rows = [
             (row, [TemperatureLogitsWarper(each.temperature), TopPLogitsWarper(each.top_p)], _generator(each, device))
             for row, each in enumerate(samplings)
-            if each.temperature > 0
+            if each.temperature >= LEAST_TEMPERATURE
         ]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -285,15 +299,19 @@ def _overlap(text: str, stop: str) -> int:
 class Watch(StoppingCriteria):
     """After each step: every row's new token to its job, and which rows are over."""
 
-    def __init__(self, rows: list[Row], over: Callable[[Job], bool], stream_interval: int):
+    def __init__(
+        self, rows: list[Row], over: Callable[[Job], bool], each_step: Callable[[], None], stream_interval: int
+    ):
         self.rows = rows
         self.over = over
+        self.each_step = each_step
         self.stream_interval = stream_interval
         self.step = 0
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """(B, L) of which the last column is new -> (B,) bool."""
         self.step += 1
+        self.each_step()
         tell = self.step % self.stream_interval == 0
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if not self.over(row.job):

@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     with mistakes_in_one_line(), needs_serve_extra():
         from llava.serve.http import serve
 
-        serve(make_app(args), args.host, args.port)
+        app = make_app(args)
+        # An open page keeps a stream for as long as it is open; Gradio ends it when this is set.
+        serve(app, args.host, args.port, stopping=app.routes[-1].app.stop_event.set)
 
 
 def make_app(args: argparse.Namespace):

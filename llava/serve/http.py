@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -82,10 +83,36 @@ async def gone(request: Request) -> None:
         pass
 
 
-def serve(app: Any, host: str, port: int, *, grace_seconds: int = 30) -> None:
+class Server(uvicorn.Server):
+    """Calls `started` when the port is bound, and `stopping` before it waits for the running answers."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None] | None, stopping: Callable[[], None] | None):
+        super().__init__(config)
+        self._hooks = started, stopping
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._hooks[0]:
+            self._hooks[0]()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._hooks[1]:
+            self._hooks[1]()
+        await super().shutdown(sockets)
+
+
+def serve(
+    app: Any,
+    host: str,
+    port: int,
+    *,
+    started: Callable[[], None] | None = None,
+    stopping: Callable[[], None] | None = None,
+    grace_seconds: int = 30,
+) -> None:
     """Run until SIGINT or SIGTERM; then take no more requests, and give running answers `grace_seconds` to end."""
     config = uvicorn.Config(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=grace_seconds)
-    server = uvicorn.Server(config)
+    server = Server(config, started, stopping)
     server.run()
     if not server.started:
         raise ValueError(f"Nothing could be served at {host}:{port}. Is the port taken? Give another --port.")

@@ -21,6 +21,7 @@ class Limits:
     body_seconds: int = _limit(30, "until a request's body has arrived (408)")
     image_bytes: int = _limit(10 * MIB, "of an image file (413)")
     image_pixels: int = _limit(50_000_000, "of an image, read from its header before it is decoded (413)")
+    request_pixels: int = _limit(100_000_000, "of all images of a request together, before any is decoded (413)")
     images: int = _limit(16, "images in a request, those of earlier turns included (400)")
     turns: int = _limit(64, "messages in a request (400)")
     prompt_characters: int = _limit(32_768, "of all texts of a request together (400)")

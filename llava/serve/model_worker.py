@@ -47,7 +47,8 @@ class Heartbeat:
                 try:
                     known = self._beat(client) if known else False
                     known = known or self._register(client)
-                except httpx.HTTPError as error:
+                except Exception as error:  # an answer in any form, of whatever listens there, ends no heart beat
+                    known = False
                     logger.warning("controller %s: %s", self.controller, error or type(error).__name__)
                 if self._stop.wait(self.interval):
                     return
@@ -56,7 +57,7 @@ class Heartbeat:
         """Whether the controller still knows this worker: a restarted one does not."""
         beat = {"worker_name": self.address, "queue_length": self.status()["queue_length"]}
         reply = client.post(f"{self.controller}/receive_heart_beat", json=beat)
-        return bool(reply.raise_for_status().json().get("exist"))
+        return reply.raise_for_status().json()["exist"] is True
 
     def _register(self, client: Any) -> bool:
         about = {"worker_name": self.address, "check_heart_beat": True, "worker_status": self.status()}
@@ -78,9 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         worker = Worker(load_pool(args, limits_of(args)), args.api_key)
         address = args.worker_address or f"http://{args.host}:{args.port}"
         heartbeat = Heartbeat(args.controller_address, address, worker.status, args.heart_beat_interval)
-        if not args.no_register:
-            heartbeat.start()
-        serve(worker.app(), args.host, args.port)
+        serve(worker.app(), args.host, args.port, started=None if args.no_register else heartbeat.start)
         heartbeat.stop()
 
 

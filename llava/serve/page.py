@@ -19,13 +19,14 @@ from llava.serve.chat_history import (
     Messages,
     image_files,
     last_question,
-    open_files,
     parts,
+    read_files,
     to_request,
     user_messages,
     without_last_answer,
 )
 from llava.serve.examples import save_examples
+from llava.serve.images import decode_images, image_sizes, preparing
 from llava.serve.limits import Limits
 from llava.serve.requests import Refused, Sampling
 from llava.serve.side_by_side import compare
@@ -50,6 +51,21 @@ def shown_errors() -> Iterator[None]:
 
 async def _fetch_nothing(url: str, cache_dir: str) -> str:
     raise gr.Error("URLs are not fetched here: upload the image.", print_exception=False)
+
+
+class Conversation(gr.Chatbot):
+    """Gradio's own, of texts and files alone.
+
+    A message may also hold any other component, which Gradio would build from what a browser sends: an image from any
+    file of the server.
+    """
+
+    is_template = True  # drawn in the browser as its parent is
+
+    def preprocess(self, payload: Any) -> Any:
+        if any(part.type == "component" for message in (payload.root if payload else ()) for part in message.content):
+            raise gr.Error("A conversation holds texts and files only.", print_exception=False)
+        return super().preprocess(payload)
 
 
 @dataclass
@@ -99,7 +115,7 @@ class Page:
         examples = [{"text": text, "files": [str(file)], "icon": str(file)} for text, file in save_examples(folder)]
         with gr.Row():
             with gr.Column(scale=7, min_width=320):
-                chatbot = gr.Chatbot(
+                chatbot = Conversation(
                     elem_id="chat",
                     show_label=False,
                     editable="user",
@@ -168,7 +184,8 @@ class Page:
         if not text and not files:
             raise gr.Error("Write a question, or add an image.", print_exception=False)
         with shown_errors():
-            open_files(files, self.limits)
+            with preparing:
+                decode_images(read_files([*image_files(history), *files], self.limits), self.limits)
         yield busy(), [*history, *user_messages(text, files)]
 
     def answer(self, history, model, budget, system, temperature, top_p, max_tokens) -> Iterator[tuple[Any, Messages]]:
@@ -176,8 +193,11 @@ class Page:
         sampling = Sampling(int(max_tokens), temperature, top_p)
         try:
             with shown_errors():
-                request = to_request(model, history, sampling, system=system, budget=budget, limits=self.limits)
-                for update in self.backend.answer(request):
+                with preparing:
+                    updates = self.backend.answer(
+                        to_request(model, history, sampling, system=system, budget=budget, limits=self.limits)
+                    )
+                for update in updates:
                     if update.error is not None:
                         raise Refused(update.error)
                     yield gr.skip(), [*history, {"role": "assistant", "content": update.text}]
@@ -214,7 +234,7 @@ class Page:
         """The grids of the conversation's images and of those in the box, or what is wrong with one."""
         files = [*image_files(history or []), *((message or {}).get("files") or [])]
         try:
-            sizes = [image.size for image in open_files(files, self.limits)]
+            sizes = image_sizes(read_files(files, self.limits), self.limits)
             grids = self.backend.token_grids(model, sizes, budget or None) if sizes else []
         except Refused as refused:
             return page_parts.warning(str(refused))
@@ -278,7 +298,8 @@ class Page:
             return (gr.Dropdown(choices=[], value=None), "", "", "", None, None)
         history = user_messages("", [image])
         with shown_errors():
-            request = to_request(model, history, Sampling(), system="", budget=budget, limits=self.limits)
+            with preparing:
+                request = to_request(model, history, Sampling(), system="", budget=budget, limits=self.limits)
             if not word:
                 word = page_parts.nearest_word(self.backend.inspect(request, None))
             found = self.backend.inspect(request, word)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from llava.serve.engine import Engine, Job, Update
 from llava.serve.limits import Limits
 from llava.serve.requests import Refused, Request, check_size, shown
 from llava.serve.served_model import Prompt, ServedModel, load_served_model
+
+MOST_INSPECTED = 4096  # visual tokens, for each is compared with every word
 
 
 class ModelPool:
@@ -22,6 +25,7 @@ class ModelPool:
         if len(set(names)) < len(names):
             raise ValueError(f"Two models have the same name: {', '.join(names)}. Give one --model-name for each.")
         self.limits = limits
+        self._one_look = threading.Lock()
         self.engines = {model.name: Engine(model, limits, **engine_options) for model in models}
 
     @property
@@ -55,9 +59,12 @@ class ModelPool:
         return self.engine(model).submit(prompt, listener)
 
     def answer(self, request: Request) -> Iterator[Update]:
-        """Updates until the answer ends. Whoever stops listening frees the model."""
+        """Updates until the answer ends. Whoever stops listening frees the model; the images are held no longer."""
+        return self._updates(request.model, self.prepare(request))
+
+    def _updates(self, model: str, prompt: Prompt) -> Iterator[Update]:
         updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
-        job = self.submit(request.model, self.prepare(request), updates.put)
+        job = self.submit(model, prompt, updates.put)
         try:
             while True:
                 update = updates.get()
@@ -75,8 +82,13 @@ class ModelPool:
         if served.token_budget is None:
             raise Refused(f"{served.name} cuts its images into tiles: there is no grid of words to look at.")
         processor = served.processor(request.max_num_vistoken)
+        image = request.images[0]
+        tokens = served.token_grid(*image.size, request.max_num_vistoken).tokens
+        if tokens > MOST_INSPECTED:
+            raise Refused(f"The image has {tokens} visual tokens; up to {MOST_INSPECTED} are looked at.")
         try:
-            return inspect_image(served.model, processor, request.images[0], served.words, word=word)
+            with self._one_look:
+                return inspect_image(served.model, processor, image, served.words, word=word)
         except ValueError as error:
             raise Refused(str(error)) from error
 

@@ -7,9 +7,7 @@ import time
 import uuid
 from typing import Any
 
-from PIL import Image
-
-from llava.serve.images import decode_base64, decode_image
+from llava.serve.images import decode_base64, decode_images
 from llava.serve.limits import Limits
 from llava.serve.requests import (
     MOST_VISTOKENS,
@@ -24,6 +22,7 @@ from llava.serve.requests import (
     whole,
 )
 
+ImageFile = tuple[bytes, str]  # content, and what an error calls it
 # LLaVA's error codes.
 OK, WORKER_ERROR, NO_WORKER, WORKER_TIMEOUT = 0, 1, 2, 3
 # Fields of OpenAI's that would change the answer, and the values that leave it as it is.
@@ -49,35 +48,36 @@ def model_name(values: dict[str, Any]) -> str:
     return name
 
 
-def parse_llava(values: dict[str, Any], context_length: int, limits: Limits) -> Request:
+def parse_llava(values: dict[str, Any], limits: Limits) -> Request:
     """LLaVA's `/worker_generate_stream`: `{model, prompt, temperature, top_p, max_new_tokens, stop, images}`."""
     prompt = field(values, "prompt", str)
     if prompt is None:
         raise Refused("prompt is missing: the text that the model reads, with an <image> for each image.")
     images = field(values, "images", list, [])
     _check_number_of_images(len(images), limits)
+    files = [_base64_file(image, f"images[{place}]", limits) for place, image in enumerate(images)]
     return Request(
         model=model_name(values),
         prompt=prompt,
-        images=tuple(_base64_image(image, f"images[{place}]", limits) for place, image in enumerate(images)),
-        sampling=sampling(values, context_length, limits, tokens="max_new_tokens", default=256),
+        images=decode_images(files, limits),
+        sampling=sampling(values, limits, tokens="max_new_tokens", default=256),
         max_num_vistoken=whole(values, "max_num_vistoken", None, 1, MOST_VISTOKENS),
     )
 
 
-def parse_openai(values: dict[str, Any], context_length: int, limits: Limits) -> Request:
+def parse_openai(values: dict[str, Any], limits: Limits) -> Request:
     """OpenAI's `/v1/chat/completions`; `max_num_vistoken` is the one field of our own."""
     for name, neutral in _UNSUPPORTED.items():
         if values.get(name) is not None and values[name] not in neutral:
             raise Refused(f"{name}={shown(values[name])} is not supported; leave it out.")
     tokens = "max_completion_tokens" if values.get("max_completion_tokens") is not None else "max_tokens"
-    dialogue, images = _dialogue(field(values, "messages", list, []), limits)
+    dialogue, files = _dialogue(field(values, "messages", list, []), limits)
     number(values, "temperature", 1.0, 0, 2)  # OpenAI's own range
     return Request(
         model=model_name(values),
         prompt=dialogue,
-        images=images,
-        sampling=sampling(values, context_length, limits, tokens=tokens, default=limits.new_tokens),
+        images=decode_images(files, limits),
+        sampling=sampling(values, limits, tokens=tokens, default=limits.new_tokens),
         max_num_vistoken=whole(values, "max_num_vistoken", None, 1, MOST_VISTOKENS),
     )
 
@@ -88,55 +88,55 @@ def wants_stream(values: dict[str, Any]) -> tuple[bool, bool]:
     return field(values, "stream", bool, False), field(options, "include_usage", bool, False)
 
 
-def _dialogue(messages: list[Any], limits: Limits) -> tuple[Dialogue, tuple[Image.Image, ...]]:
-    """A system message, if any, then user and assistant in turn, the user last."""
+def _dialogue(messages: list[Any], limits: Limits) -> tuple[Dialogue, list[ImageFile]]:
+    """A system message, if any, then user and assistant in turn, the user last; and the image files of all."""
     if not messages:
         raise Refused("messages is missing or empty: at least one from the user is needed.")
     if len(messages) > limits.turns:
         raise Refused(f"The request has {len(messages)} messages; the limit is {limits.turns}.")
     system: str | None = None
     turns: list[Turn] = []
-    images: list[Image.Image] = []
+    files: list[ImageFile] = []
     for place, message in enumerate(messages):
         where = f"messages[{place}]"
         if not isinstance(message, dict):
             raise Refused(f"{where} is {shown(message)}; expected an object with role and content.")
         role = field(message, "role", str)
-        text, own_images = _content(message.get("content"), f"{where}.content", limits, before=len(images))
+        text, own_files = _content(message.get("content"), f"{where}.content", limits, before=len(files))
         if role in ("system", "developer") and place == 0:
             system = text
         elif role == ("user", "assistant")[len(turns) % 2]:
-            turns.append(Turn(role, text, len(own_images)))
+            turns.append(Turn(role, text, len(own_files)))
         else:
             raise Refused(
                 f"{where}.role is {shown(role)}: after an optional system message, user and assistant take turns."
             )
-        if own_images and role != "user":
+        if own_files and role != "user":
             raise Refused(f"{where} holds images, but its role is {role}: only the user shows images.")
-        images += own_images
+        files += own_files
     if len(turns) % 2 == 0:
         raise Refused("The last message must be the user's, so that there is something to answer.")
-    return Dialogue(tuple(turns), system), tuple(images)
+    return Dialogue(tuple(turns), system), files
 
 
-def _content(content: Any, where: str, limits: Limits, *, before: int) -> tuple[str, list[Image.Image]]:
-    """A message's text and images; `before` images came with earlier messages."""
+def _content(content: Any, where: str, limits: Limits, *, before: int) -> tuple[str, list[ImageFile]]:
+    """A message's text and image files; `before` images came with earlier messages."""
     if isinstance(content, str):
         return field({where: content}, where, str), []
     if not isinstance(content, list):
         raise Refused(f"{where} is {shown(content)}; expected a text or a list of parts.")
-    texts, images = [], []
+    texts, files = [], []
     for place, part in enumerate(content):
         name = f"{where}[{place}]"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text":
             texts.append(_needed(part, "text", str, name))
         elif kind == "image_url":
-            _check_number_of_images(before + len(images) + 1, limits)
-            images.append(_data_image(_needed(part, "image_url", dict, name), f"{name}.image_url", limits))
+            _check_number_of_images(before + len(files) + 1, limits)
+            files.append(_data_file(_needed(part, "image_url", dict, name), f"{name}.image_url", limits))
         else:
             raise Refused(f"{name} is {shown(part)}; expected a part of type text or image_url.")
-    return "\n".join(texts), images
+    return "\n".join(texts), files
 
 
 def _needed(part: dict[str, Any], name: str, kind: type, where: str) -> Any:
@@ -146,7 +146,7 @@ def _needed(part: dict[str, Any], name: str, kind: type, where: str) -> Any:
     return value
 
 
-def _data_image(image_url: dict[str, Any], where: str, limits: Limits) -> Image.Image:
+def _data_file(image_url: dict[str, Any], where: str, limits: Limits) -> ImageFile:
     """`{"url": "data:image/png;base64,..."}`."""
     url = _needed(image_url, "url", str, where)
     header, comma, content = url.partition(",")
@@ -154,13 +154,13 @@ def _data_image(image_url: dict[str, Any], where: str, limits: Limits) -> Image.
         raise Refused(
             f"{where}.url is {shown(url[:60])}. URLs and paths are not fetched here: send data:image/png;base64,..."
         )
-    return _base64_image(content, f"{where}.url", limits)
+    return _base64_file(content, f"{where}.url", limits)
 
 
-def _base64_image(text: Any, name: str, limits: Limits) -> Image.Image:
+def _base64_file(text: Any, name: str, limits: Limits) -> ImageFile:
     if not isinstance(text, str):
         raise Refused(f"{name} is {shown(text)}; expected the base64 of an image file.")
-    return decode_image(decode_base64(text, name, limits), name, limits)
+    return decode_base64(text, name, limits), name
 
 
 def _check_number_of_images(count: int, limits: Limits) -> None:

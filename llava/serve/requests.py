@@ -17,6 +17,7 @@ from llava.serve.limits import Limits
 
 STOP_STRINGS, STOP_CHARACTERS = 16, 256
 MOST_VISTOKENS = 16_384  # the largest budget that may be asked for
+_MOST_TOKENS = 2**31 - 1  # nobody means more; what is above a model's context is cut to it
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -148,10 +149,10 @@ def stop_texts(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(text for text in stop if text)
 
 
-def sampling(values: dict[str, Any], context_length: int, limits: Limits, *, tokens: str, default: int) -> Sampling:
+def sampling(values: dict[str, Any], limits: Limits, *, tokens: str, default: int) -> Sampling:
     """The sampling fields, which both protocols call the same but for the number of tokens."""
     return Sampling(
-        max_new_tokens=min(whole(values, tokens, default, 1, max(context_length, default)), limits.new_tokens),
+        max_new_tokens=min(whole(values, tokens, default, 1, _MOST_TOKENS), limits.new_tokens),
         temperature=number(values, "temperature", 1.0, 0, 100),
         top_p=number(values, "top_p", 1.0, 0, 1),
         stop=stop_texts(values),

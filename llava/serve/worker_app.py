@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -15,9 +16,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from llava.inspection import Inspection
-from llava.serve.engine import Job, Update, full
+from llava.serve.engine import Job, Update, full, late
 from llava.serve.http import add_route, check_key, gone, read_body, render_llava_error, render_openai_error
-from llava.serve.images import base64_png
+from llava.serve.images import PREPARED_AT_ONCE, base64_png, preparing
 from llava.serve.limits import Limits
 from llava.serve.pool import ModelPool
 from llava.serve.protocols import (
@@ -39,8 +40,7 @@ from llava.serve.served_model import Prompt
 
 logger = logging.getLogger(__name__)
 
-Parser = Callable[[dict[str, Any], int, Limits], Request]
-PREPARED_AT_ONCE = 4  # requests whose images are decoded at the same time: each takes the memory of its pixels
+Parser = Callable[[dict[str, Any], Limits], Request]
 
 
 class Worker:
@@ -51,6 +51,7 @@ class Worker:
         self.api_key = api_key
         self._arriving = 0
         self._preparing = anyio.CapacityLimiter(PREPARED_AT_ONCE)
+        self._inspecting = ThreadPoolExecutor(1, "inspect")
 
     def app(self) -> FastAPI:
         """The application. Running answers end by themselves, or with an error when it shuts down."""
@@ -89,17 +90,17 @@ class Worker:
         """LLaVA's protocol: everything that can be refused is, before the stream begins."""
         with self._admitted(request):
             values = await self._values(request)
-            asked, prompt = await self._prepared(values, parse_llava)
-            job, updates = self._submit(asked.model, prompt)
+            model, prompt = await self._prepared(values, parse_llava)
+            job, updates = self._submit(model, prompt)
         return JobResponse(job, llava_stream(prompt.text, updates), "application/octet-stream")
 
     async def chat_completions(self, request: HttpRequest) -> Response:
         with self._admitted(request):
             values = await self._values(request)
             stream, include_usage = wants_stream(values)
-            asked, prompt = await self._prepared(values, parse_openai)
-            job, updates = self._submit(asked.model, prompt)
-        completion = Completion(asked.model)
+            model, prompt = await self._prepared(values, parse_openai)
+            job, updates = self._submit(model, prompt)
+        completion = Completion(model)
         if stream:
             events = openai_stream(completion, prompt, updates, include_usage)
             return JobResponse(job, events, "text/event-stream")
@@ -131,10 +132,13 @@ class Worker:
         """`{model, images: [base64], max_num_vistoken, word}` -> grid, words, and pictures as PNG in base64."""
         with self._admitted(request):
             values = await self._values(request)
-            asked = await self._in_thread(lambda: self._parse({"prompt": "<image>"} | values, parse_llava))
             word = field(values, "word", str)
-            found = await self._in_thread(lambda: self.pool.inspect(asked, word))
-            return JSONResponse(inspection_fields(found))
+
+            def look() -> Inspection:
+                return self.pool.inspect(self._parse({"prompt": "<image>"} | values, parse_llava), word)
+
+            looking = asyncio.get_running_loop().run_in_executor(self._inspecting, look)
+            return JSONResponse(inspection_fields(await self._awaited(request, looking)))
 
     @contextmanager
     def _admitted(self, request: HttpRequest):
@@ -151,19 +155,19 @@ class Worker:
     async def _values(self, request: HttpRequest) -> dict[str, Any]:
         return parse_object(await read_body(request, self.pool.limits))
 
-    async def _prepared(self, values: dict[str, Any], parse: Parser) -> tuple[Request, Prompt]:
-        def prepare() -> tuple[Request, Prompt]:
-            asked = self._parse(values, parse)
-            return asked, self.pool.prepare(asked)
+    async def _prepared(self, values: dict[str, Any], parse: Parser) -> tuple[str, Prompt]:
+        """The model's name and what it reads: the images, which are larger, end here."""
 
-        return await self._in_thread(prepare)
+        def prepare() -> tuple[str, Prompt]:
+            with preparing:
+                asked = self._parse(values, parse)
+                return asked.model, self.pool.prepare(asked)
+
+        return await anyio.to_thread.run_sync(prepare, limiter=self._preparing)
 
     def _parse(self, values: dict[str, Any], parse: Parser) -> Request:
-        served = self.pool.served(model_name(values))
-        return parse(values, served.context_length, self.pool.limits)
-
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        return await anyio.to_thread.run_sync(work, limiter=self._preparing)
+        self.pool.served(model_name(values))  # an unknown one is refused before any image is decoded
+        return parse(values, self.pool.limits)
 
     def _submit(self, model: str, prompt: Prompt) -> tuple[Job, asyncio.Queue[Update]]:
         """Start the answer; its updates come over to the event loop."""
@@ -188,16 +192,23 @@ class Worker:
                 pass
             return update
 
-        tasks = [asyncio.create_task(last()), asyncio.create_task(gone(request))]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done():
-                return tasks[0].result()
-            raise Refused("The client hung up.", 400)
+            return await self._awaited(request, asyncio.create_task(last()))
         finally:
             job.cancel()
-            for task in tasks:
-                task.cancel()
+
+    async def _awaited(self, request: HttpRequest, work: asyncio.Future) -> Any:
+        """What `work` gives, if it does in time; a client that hangs up ends it, where it has not begun."""
+        seconds = self.pool.limits.request_seconds
+        hung_up = asyncio.create_task(gone(request))
+        try:
+            await asyncio.wait([work, hung_up], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            raise Refused("The client hung up.") if hung_up.done() else Refused(late(self.pool.limits), 504)
+        finally:
+            work.cancel()
+            hung_up.cancel()
 
 
 class JobResponse(StreamingResponse):

@@ -20,7 +20,14 @@ from llava.serve.pool import ModelPool
 from llava.serve.served_model import ServedModel, load_served_model
 from llava.serve.worker_app import Worker
 
-LIMITS = Limits(body_bytes=400_000, image_bytes=200_000, image_pixels=1_000_000, images=4, prompt_characters=2000)
+LIMITS = Limits(
+    body_bytes=400_000,
+    image_bytes=200_000,
+    image_pixels=1_000_000,
+    request_pixels=2_500_000,
+    images=4,
+    prompt_characters=2000,
+)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from starlette.responses import PlainTextResponse
 
 from llava.serve import test_message as sender
 from llava.serve.controller_app import Controller, Registry
@@ -87,7 +88,7 @@ def test_llavas_routes_and_shapes(controller, address, capsys):
     reply = post(controller, "worker_generate_stream", **body | {"prompt": "no place for it"})
     assert (reply.status_code, json.loads(reply.content[:-1])["error_code"]) == (400, 1)
     reply = post(controller, "worker_generate_stream", **body | {"model": "other"})
-    assert (reply.status_code, json.loads(reply.content[:-1])["error_code"]) == (503, 2)
+    assert (reply.status_code, json.loads(reply.content[:-1])["error_code"]) == (404, 2)
     sender.main(["--controller-address", controller, "--model-name", "babble", "--message", "Tell"])
     assert capsys.readouterr().out.startswith("Tell")
     with pytest.raises(SystemExit, match="knows no worker with the model other"):
@@ -104,14 +105,52 @@ def test_openais_routes_go_through(controller, address):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "green"
     with pytest.raises(openai.BadRequestError, match="expected a number"):
         api.chat.completions.create(**body | {"temperature": -1})
-    with pytest.raises(openai.InternalServerError, match="No worker has the model 'other'"):
+    with pytest.raises(openai.NotFoundError, match="No worker has the model 'other'"):
         api.chat.completions.create(**body | {"model": "other"})
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{", b'{"worker_name": 5}', b'{"worker_name": "file:///etc"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"{",
+        b'{"worker_name": 5}',
+        b'{"worker_name": "file:///etc"}',
+        b'{"worker_name": "http://["}',
+        b'{"worker_name": "http://"}',
+        b'{"worker_name": "http://a:99999999/"}',
+        b'{"worker_name": "http://a", "worker_status": {"model_names": ["\\ud800"]}}',
+        b'{"worker_name": "http://a", "worker_status": {"model_names": [5]}}',
+        b'{"worker_name": "http://a", "worker_status": {"speed": 1e999}}',
+    ],
+)
 def test_a_registration_that_is_none_is_refused(controller, body):
     reply = httpx.post(f"{controller}/register_worker", content=body)
     assert reply.status_code == 400
+    assert post(controller, "list_models").json() == {"models": []}
+
+
+def test_an_unknown_model_is_404_where_others_live_and_503_where_none_does(controller, address):
+    body = chat_body("", model="other")
+    assert post(controller, "v1/chat/completions", **body).status_code == 503
+    post(controller, "register_worker", worker_name=address, check_heart_beat=True, worker_status=None)
+    assert post(controller, "v1/chat/completions", **body).status_code == 404
+
+
+def test_a_heart_beat_outlives_whatever_answers_it():
+    """A 200 that is no JSON, of a page that took the controller's port say."""
+    beats = []
+
+    async def stranger(scope, receive, send):
+        if scope["type"] == "http":
+            beats.append(scope["path"])
+            await PlainTextResponse("hello")(scope, receive, send)
+
+    with running(stranger) as address:
+        heartbeat = Heartbeat(address, "http://a", lambda: STATUS, interval=0.02)
+        heartbeat.start()
+        wait_for(lambda: beats.count("/register_worker") > 1 and "/receive_heart_beat" in beats)
+        heartbeat.stop()
 
 
 def test_a_dead_worker_is_dropped_when_asked_and_another_answers(controller, address):

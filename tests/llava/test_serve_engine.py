@@ -178,6 +178,46 @@ def test_a_request_that_fails_is_told_why_and_the_others_of_its_batch_are_answer
     pool.close()
 
 
+def test_an_answer_that_has_begun_is_not_begun_again(chat_model):
+    """Without a seed it would go on in other words; what has not begun is answered all the same."""
+    engine = Engine(chat_model, Limits(), rows=2)
+    generate = engine._generate
+
+    def breaks_off(batch):
+        if len(batch) > 1:
+            batch[0].tell(Update("so", 1))
+            raise MemoryError("no more")
+        generate(batch)
+
+    engine._generate = breaks_off
+    updates = [queue.SimpleQueue() for _ in range(2)]
+    with engine._condition:
+        for each in updates:
+            engine.submit(chat_model.prepare(asked(temperature=1.0)), each.put)
+    ends = [until_the_end(each) for each in updates]
+    assert (ends[0].status, ends[0].error) == (500, "babble failed: MemoryError: no more")
+    assert (ends[1].error, ends[1].finish_reason) == (None, "length")
+    engine.close()
+
+
+def test_who_waits_too_long_is_told_while_others_are_answered(chat_model):
+    engine = Engine(chat_model, Limits(new_tokens=400), rows=1)
+    request = asked(max_new_tokens=400, temperature=5.0, seed=1)
+    told = queue.SimpleQueue()
+    jobs = [engine.submit(chat_model.prepare(request), told.put) for _ in range(2)]
+    for _ in jobs:
+        told.get(timeout=60)
+    waits = queue.SimpleQueue()
+    with engine._condition:
+        late = engine.submit(chat_model.prepare(request), waits.put)
+        late.deadline = 0.0
+    assert waits.get(timeout=60).status == 504
+    assert not all(job.ended for job in jobs)
+    for job in jobs:
+        job.cancel()
+    engine.close()
+
+
 def test_the_budget_of_visual_tokens_changes_what_the_model_reads(chat_model):
     lengths = [
         chat_model.prepare(asked(images=[colour_image("red", (320, 320))], budget=budget)).length

@@ -151,6 +151,33 @@ def test_a_body_that_is_no_object_is_refused(address, body):
         assert BAD_BODIES[body] in reason(reply)
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e-39, 1e-300])
+def test_a_temperature_next_to_0_is_greedy(address, temperature):
+    body = chat_body("What?", seed=1) | {"temperature": temperature}
+    answers = [httpx.post(address + CHAT, json=each).json() for each in (body, body | {"temperature": 0})]
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
+def test_more_tokens_than_the_context_holds_are_cut(address):
+    body = chat_body("", colour_image("red"), model="colours", max_tokens=100_000)
+    assert httpx.post(address + CHAT, json=body).json()["choices"][0]["message"]["content"] == "red"
+
+
+@pytest.mark.parametrize("route", [CHAT, LLAVA])
+def test_pixels_of_a_whole_request_are_counted_before_any_is_decoded(address, route):
+    """Each image is within its own limit, and all together within that on the body."""
+    images = [base64_png(colour_image("red", (1000, 990)))] * 3
+    assert LIMITS.request_pixels == 2_500_000
+    before = memory()
+    body = {"model": "colours", "prompt": "<image>" * 3, "images": images}
+    if route == CHAT:
+        body = chat_body("What?", *[colour_image("red", (1000, 990))] * 3, model="colours")
+    reply = httpx.post(address + route, json=body)
+    assert reply.status_code == 413
+    assert "2970000 pixels together; the limit is 2500000" in reason(reply)
+    assert memory() - before < 6 * MIB  # decoded they are 9 MB
+
+
 def test_too_large_unknown_and_wrongly_asked(address):
     reply = httpx.post(address + CHAT, content=b'{"model": "' + b"x" * LIMITS.body_bytes + b'"}')
     assert (reply.status_code, "larger than 400000 bytes" in reason(reply)) == (413, True)
