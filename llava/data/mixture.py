@@ -13,6 +13,7 @@ A record is LLaVA's own, `{"id", "image": path | [paths], "conversations": [{"fr
 import math
 import os
 import random
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -89,12 +90,16 @@ class Records(Sequence[dict]):
         return np.concatenate([part.index()[["text_bytes", "images", "videos"]] for part in self.parts])
 
     def manifest(self) -> list[dict[str, Any]]:
-        """Of each source its files with sizes and hashes, how many records it has, and how many an epoch draws."""
+        """Of each source its files with sizes and hashes, how many records it has, how many an epoch draws, and a
+        checksum of which."""
         sources: dict[Path, dict[str, Any]] = {}
         for part in self.parts:
             cache = part.cache
-            first = {"source": str(cache.source), "files": cache.files, "records": len(cache), "drawn": 0}
-            sources.setdefault(cache.source, first)["drawn"] += len(part.indices)
+            facts = {"source": str(cache.source), "files": cache.files, "records": len(cache)}
+            source = sources.setdefault(cache.source, facts | {"drawn": 0, "drawn_crc32": 0})
+            source["drawn"] += len(part.indices)
+            which = np.asarray(part.indices, dtype=np.uint32).tobytes()
+            source["drawn_crc32"] = zlib.crc32(which, source["drawn_crc32"])
         return list(sources.values())
 
     def source_sizes(self) -> list[int]:

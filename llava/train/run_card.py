@@ -28,6 +28,11 @@ PACKAGES = (
     *("pillow", "flash-attn", "liger-kernel", "bitsandbytes"),
 )
 COMPARED = ("code", "versions", "hardware", "arguments", "data")
+# Beside the data themselves and the global batch: what decides which samples a step has, and in what order.
+ORDERING = (
+    *("seed", "data_seed", "model_max_length", "group_by_modality_length", "pack_to_max_length"),
+    "dataloader_drop_last",
+)
 
 
 def add_start(
@@ -73,8 +78,12 @@ def read_starts(folder: str | Path) -> list[dict[str, Any]]:
     return starts
 
 
-def check_same_data(folder: str | Path, records: Records) -> None:
-    """Refuse to continue the folder's run on other data than it had at its last start. Where they lie does not count.
+def check_same_data(folder: str | Path, records: Records, training: dict[str, Any], world_size: int) -> None:
+    """Refuse to continue the folder's run on other data than it had at its last start, or on the same ones in another
+    order. Where they lie does not count.
+
+    Args:
+        training: the arguments in force, as `add_start` has them.
 
     Raises:
         ValueError: What changed, in one line.
@@ -82,15 +91,27 @@ def check_same_data(folder: str | Path, records: Records) -> None:
     starts = read_starts(folder)
     if not starts:
         return
-    old, new = starts[-1]["data"]["sources"], records.manifest()
-    changed = [text for pair in zip_longest(old, new) for text in _changes_of_source(*pair)]
+    last, new = starts[-1], records.manifest()
+    changed = [text for pair in zip_longest(last["data"]["sources"], new) for text in _changes_of_source(*pair)]
+    before = _ordering(last["arguments"]["training"], last["hardware"]["world_size"])
+    now = _ordering(training, world_size)
+    changed += [f"{name} {before[name]} is {now[name]} now" for name in now if before[name] != now[name]]
     if changed:
         more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise ValueError(
-            f"--data_path: the data are not those that {folder} was trained on so far: {changed[0]}{more}. What the "
-            "run has seen and what is left would not be known. Take the earlier data, another --output_dir, or "
-            "--allow_changed_data True."
+            f"--data_path: the data, or their order, are not those that {folder} was trained on so far: "
+            f"{changed[0]}{more}. What the run has seen and what is left would not be known. Take what it had, another "
+            "--output_dir, or --allow_changed_data True."
         )
+
+
+def _ordering(training: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """Flag -> its value, and the samples of a step."""
+    values = {f"--{name}": training.get(name) for name in ORDERING}
+    if values["--data_seed"] in (None, "None"):  # as transformers writes it: unset, and then --seed's
+        values["--data_seed"] = values["--seed"]
+    a_process = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
+    return values | {"the global batch": a_process * world_size}
 
 
 def _changes_of_source(old: dict[str, Any] | None, new: dict[str, Any] | None) -> Iterator[str]:
@@ -100,6 +121,8 @@ def _changes_of_source(old: dict[str, Any] | None, new: dict[str, Any] | None) -
     for count in ("records", "drawn"):
         if old[count] != new[count]:
             yield f"{new['source']}: {old[count]} {count} are {new[count]} now"
+    if old["drawn"] == new["drawn"] and old.get("drawn_crc32", new["drawn_crc32"]) != new["drawn_crc32"]:
+        yield f"{new['source']}: other {new['drawn']} records are drawn"
     for before, now in zip_longest(old["files"], new["files"]):
         if before is None or now is None:
             yield f"{(before or now)['file']} is {'new' if before is None else 'gone'}"

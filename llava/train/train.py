@@ -90,7 +90,8 @@ def build_stage(
     checkpoint = shared_choice(training_args)
     if checkpoint:
         if training_args.process_index == 0 and not data_args.allow_changed_data:
-            check_same_data(training_args.output_dir, records)
+            in_force = training_args.to_sanitized_dict()
+            check_same_data(training_args.output_dir, records, in_force, training_args.world_size)
         deepspeed, world_size = bool(training_args.deepspeed), training_args.world_size
         check_sharding(checkpoint, deepspeed=deepspeed, world_size=world_size)
     model = load_model(model_args, data_args, training_args)

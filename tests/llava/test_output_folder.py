@@ -90,6 +90,38 @@ def test_a_run_is_not_continued_on_other_data(llm, siglip, tmp_path):
     assert started(moved) is None  # nothing to go on from
 
 
+def test_a_run_is_not_continued_on_another_drawing_or_in_another_order(llm, siglip, tmp_path):
+    """As many records as before, of the same file."""
+    data = tiny.save_data(tmp_path / "data")
+    mixture = data / "mix.yaml"
+
+    def draw(strategy):
+        mixture.write_text(f"datasets:\n  - json_path: data.json\n    sampling_strategy: {strategy}\n")
+
+    draw("first:8")
+    options = {"data_path": mixture, "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    arguments = tiny.stage_arguments(llm, siglip, data, tmp_path / "out", **options)
+    train_alone(arguments)
+    draw("end:8")
+    with pytest.raises(ValueError, match=r"data\.json: other 8 records are drawn\."):
+        started(arguments)
+    draw("first:8")
+    changes = {
+        "seed": ("7", r"--seed 42 is 7 now, and 1 more"),  # by which the order is drawn, too
+        "data_seed": ("7", r"--data_seed 42 is 7 now\."),
+        "gradient_accumulation_steps": ("3", r"the global batch \d+ is \d+ now\."),
+        "model_max_length": ("777", r"--model_max_length \d+ is 777 now\."),
+        "group_by_modality_length": ("True", r"--group_by_modality_length False is True now\."),
+        "pack_to_max_length": ("True", r"--pack_to_max_length False is True now\."),
+    }
+    for flag, (value, expected) in changes.items():
+        with pytest.raises(ValueError, match=rf"{expected}.*--allow_changed_data True") as refused:
+            started([*arguments, f"--{flag}", value])
+        assert "\n" not in str(refused.value)
+    assert started([*arguments, "--data_seed", "42"]).endswith("checkpoint-1")  # the same order
+    assert started([*arguments, "--seed", "7", "--allow_changed_data", "True"]).endswith("checkpoint-1")
+
+
 @pytest.mark.slow
 def test_processes_go_on_from_the_checkpoint_that_the_first_one_sees(llm, siglip, data, tmp_path):
     """What is asserted stands in `chosen_checkpoint.py`, which both ranks run."""
