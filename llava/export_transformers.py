@@ -69,8 +69,12 @@ def export(checkpoint: str, out: Path) -> None:
     theirs = as_transformers_model(model, *tokenizer.convert_tokens_to_ids([DEFAULT_IMAGE_TOKEN, VIDEO_TOKEN]))
     theirs.to(model.config.dtype or torch.float32).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    described = preprocessor(theirs.config, image_processor)
-    write_text(out / "preprocessor_config.json", json.dumps(described, indent=2) + "\n")
+    described = {
+        "preprocessor_config.json": preprocessor(theirs.config, image_processor),
+        "processor_config.json": processor(theirs.config),
+    }
+    for name, fields in described.items():
+        write_text(out / name, json.dumps(fields, indent=2) + "\n")
     print(f"{out}: {type(theirs).__name__}")  # noqa: T201
 
 
@@ -96,7 +100,7 @@ def preprocessor(config: Any, image_processor: Any) -> dict[str, Any]:
     side = image_processor.merge.tile_side
     name = type(config).__name__.removesuffix("Config")
     described = {
-        "image_processor_type": {"Llava": "CLIPImageProcessor"}.get(name, f"{name}ImageProcessor"),
+        "image_processor_type": f"{name}ImageProcessor",
         "processor_class": f"{name}Processor",
         "image_mean": list(image_processor.image_mean),
         "image_std": list(image_processor.image_std),
@@ -108,7 +112,27 @@ def preprocessor(config: Any, image_processor: Any) -> dict[str, Any]:
     }
     if hasattr(config, "image_grid_pinpoints"):
         described["image_grid_pinpoints"] = config.image_grid_pinpoints
+    else:
+        described["do_pad"] = image_processor.merge.image_aspect_ratio == "pad"
     return described
+
+
+def processor(config: Any) -> dict[str, Any]:
+    """processor_config.json: how many tokens an image's `<image>` becomes."""
+    vision, name = config.vision_config, type(config).__name__.removesuffix("Config")
+    described = {
+        "processor_class": f"{name}Processor",
+        "image_token": DEFAULT_IMAGE_TOKEN,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+    }
+    if name == "LlavaOnevision":
+        return described | {
+            "num_image_tokens": (vision.image_size // vision.patch_size) ** 2,
+            "video_token": VIDEO_TOKEN,
+            "vision_aspect_ratio": config.vision_aspect_ratio,
+        }
+    has_class = vision.model_type == "clip_vision_model"  # a token that the strategy "default" takes off again
+    return described | {"patch_size": vision.patch_size, "num_additional_image_tokens": int(has_class)}
 
 
 def _class_and_config(model: Any, image_token: int, video_token: int) -> tuple[type[PreTrainedModel], Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "data" / "upstream"
@@ -40,10 +41,17 @@ def golden(name: str) -> dict:
     return json.loads((GOLDEN / name).read_text())
 
 
-def save_release(folder: Path, name: str, llm: Path) -> Path:
-    """One of the tiny checkpoints with a tokenizer, as a release has one, naming its tower where that lies here."""
+def save_release(folder: Path, name: str, llm: Path, **changes: object) -> Path:
+    """One of the tiny checkpoints with a tokenizer, as a release has one, naming its tower where that lies here.
+
+    `changes` are of its config; where they turn it to `unpad`, it gets an image_newline too.
+    """
     shutil.copytree(GOLDEN / name, folder)
     config = json.loads((folder / "config.json").read_text()) | {"mm_vision_tower": str(GOLDEN / TOWERS[name])}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    if "unpad" in (config | changes)["mm_patch_merge_type"]:
+        tensors = load_file(folder / "model.safetensors")
+        tensors.setdefault("model.image_newline", torch.linspace(-1, 1, 32))
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     AutoTokenizer.from_pretrained(llm).save_pretrained(folder)
     return folder
