@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from llava.model.attention import resolve_attention
 from llava.model.language_model import LLAVA_MODELS
-from llava.model.multimodal_encoder.builder import complete_vision_config, load_vision_tower, read_keys
+from llava.model.multimodal_encoder.builder import complete_vision_config, load_vision_tower, starting_keys
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.sharding import full_shape, gathered
 
@@ -138,9 +138,10 @@ def attach_vision(
         adapter_file: A Stage-I `mm_projector.bin`; without one the adapter is fresh.
         tower_options: What differs from the tower's own checkpoint (`TOWER_OPTIONS`).
         processor_options: Of its image processor.
-        llava_keys: LLaVA's config keys about images (`image_aspect_ratio`, ...); a tower takes those that it reads.
+        llava_keys: LLaVA's config keys about images (`image_aspect_ratio`, ...); a tower takes those that it reads, and
+            the config records these and the defaults of the others.
     """
-    kept = read_keys(vision_tower, llava_keys or {})
+    kept = starting_keys(vision_tower, llava_keys or {})
     tower = load_vision_tower(vision_tower, dtype=dtype, **tower_options or {}, **kept)
     projector = build_vision_projector(projector_type, tower.hidden_size, model.config.hidden_size, tower.merge_size)
     if adapter_file:

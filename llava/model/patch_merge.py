@@ -94,7 +94,8 @@ class PatchMerge:
     def num_tokens(self, tiles: int, visual: Visual) -> int:
         """How many tokens the LLM sees: the length of what `__call__` gives for it."""
         with torch.device("meta"):
-            features, newline = torch.empty(tiles, self.tokens_per_tile, 1), torch.empty(1)
+            features = torch.empty(tiles, self.tokens_per_tile, 1)
+            newline = torch.empty(1) if self.has_newline else None
         return len(self(features, visual, newline))
 
     def __call__(self, features: Tensor, visual: Visual, newline: Tensor | None) -> Tensor:

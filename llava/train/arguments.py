@@ -48,7 +48,8 @@ FIXED_FLAGS = {
 class PlainTowerArguments:
     """LLaVA's flags of its own towers (`openai/clip-...`, `google/siglip-...`), which are keys of the config, too.
 
-    Unset means the checkpoint's, or LLaVA's default. A tower of native resolution reads none of them.
+    Unset means the checkpoint's; where the run starts a tower, the defaults of `PlainTowerFactory.starting_keys`, which
+    its config then records. A tower of native resolution reads none of them.
     """
 
     image_aspect_ratio: str | None = field(default=None, metadata={"help": "square | pad | anyres | anyres_max_N."})
@@ -59,13 +60,15 @@ class PlainTowerArguments:
         default=None, metadata={"help": "flat, or spatial with _unpad, _maxpool2x2, _nobase."}
     )
     mm_newline_position: str | None = field(
-        default=None, metadata={"help": "In a video: grid | frame | one_token | no_token."}
+        default=None, metadata={"help": "In a video: grid (a fresh tower's) | frame | one_token | no_token."}
     )
     mm_spatial_pool_mode: str | None = field(
         default=None, metadata={"help": "Of a video's frames: average | max | bilinear."}
     )
     mm_spatial_pool_stride: int | None = field(default=None, metadata={"help": "By how much frames are pooled."})
-    mm_vision_select_layer: int | None = field(default=None, metadata={"help": "CLIP's hidden state; LLaVA's is -2."})
+    mm_vision_select_layer: int | None = field(
+        default=None, metadata={"help": "CLIP's hidden state; a fresh tower's is -2."}
+    )
     mm_vision_select_feature: str | None = field(default=None, metadata={"help": "patch | cls_patch."})
 
     def llava_keys(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ WHOLE_MODEL=(
   --group_by_modality_length True
   --image_grid_pinpoints "(1x1),...,(6x6)"
   --mm_patch_merge_type spatial_unpad
+  --mm_newline_position grid
   --dataloader_drop_last True
 )
 

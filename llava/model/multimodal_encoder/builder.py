@@ -58,6 +58,11 @@ def read_keys(name: str, llava_keys: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in llava_keys.items() if key in known}
 
 
+def starting_keys(name: str, llava_keys: dict[str, Any]) -> dict[str, Any]:
+    """LLaVA's config keys of a tower that training starts: those that were set, and the defaults of the others."""
+    return getattr(tower_factory(name), "starting_keys", {}) | read_keys(name, llava_keys)
+
+
 def take_llava_keys(config: Any, llava_keys: dict[str, Any]) -> None:
     """Flags of a plain tower that a run sets anew, into the config of the checkpoint that it goes on from."""
     for key, value in read_keys(config.mm_vision_tower, llava_keys).items():

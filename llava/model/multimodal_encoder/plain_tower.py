@@ -154,6 +154,14 @@ class PlainTowerFactory:
     """
 
     config_keys = (*TOWER_KEYS, *PROCESSOR_KEYS)
+    # What a run that starts a tower writes into its config where no flag says otherwise. LLaVA's training has `grid`;
+    # `one_token`, PatchMerge's own, is what it reads out of configs that lack the key. Its flag's layer is -1, which no
+    # recipe of it takes.
+    starting_keys = {key: getattr(PatchMerge, rule) for key, rule in PROCESSOR_KEYS.items()} | {
+        "mm_newline_position": "grid",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+    }
 
     def build_tower(
         self, name: str, *, config: dict[str, Any] | None = None, dtype: torch.dtype | None = None, **options: Any

@@ -14,7 +14,13 @@ from transformers.initialization import no_init_weights
 from llava.model.attention import PACKED_SDPA
 from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 from llava.model.loading import llava_class, load_config
-from llava.model.multimodal_encoder.builder import complete_vision_config, take_llava_keys, tower_factory, with_weights
+from llava.model.multimodal_encoder.builder import (
+    complete_vision_config,
+    starting_keys,
+    take_llava_keys,
+    tower_factory,
+    with_weights,
+)
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.lora import add_lora
 from llava.train.parts import hold_in_float32, parse_parts, set_tunable_parts
@@ -65,7 +71,7 @@ def planned_config(stage: Stage, makers: Mapping[str, Stage]) -> Any:
     config.mm_vision_tower = name
     config.mm_vision_config = tower_factory(name).tower_config(name, **args.tower_options())
     config.mm_image_processor = stage.data.processor_options()
-    take_llava_keys(config, args.llava_keys())
+    config.update(starting_keys(name, args.llava_keys()))
     config.mm_projector_type = args.mm_projector_type
     with torch.device("meta"):
         config.mm_hidden_size = tower_factory(name).build_tower(name, config=config.mm_vision_config).hidden_size
