@@ -73,31 +73,50 @@ def scores_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return scores
 
 
-def latest_results(folder: Path) -> Path:
-    """The newest `*results.json` below a folder, which lmms-eval names by model and time."""
-    found = sorted(folder.rglob("*results.json"), key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no *results.json of lmms-eval.")
-    return found[-1]
+def results_file(folder: Path) -> Path:
+    """The one `*results.json` below the folder of one run of lmms-eval, which names it by model and time."""
+    found = sorted(folder.rglob("*results.json"))
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder} holds {len(found)} *results.json, expected the one of one run of lmms-eval. "
+            "Where there is none, it failed: its own lines say why."
+        )
+    return found[0]
+
+
+def require(content: dict[str, Any], tasks: list[str], model_args: str | None) -> None:
+    """Refuse results of another model, or without a task that was asked for (a task, a group or a tag of lmms-eval)."""
+    measured = content.get("config", {}).get("model_args")
+    if model_args is not None and measured != model_args:
+        raise ValueError(f"the results are of --model_args {measured}, expected {model_args}.")
+    known = set(content["results"]) | set(content.get("groups", ())) | set(content.get("group_subtasks", ()))
+    for config in content.get("configs", {}).values():
+        tags = config.get("tag") or []
+        known.update([tags] if isinstance(tags, str) else tags)
+    if missing := [task for task in tasks if task not in known]:
+        raise ValueError(f"lmms-eval gave no result for --tasks {', '.join(missing)}: its own lines say why.")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m llava.eval.benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", metavar="SET|COLUMN|TASK", help="only print lmms-eval's names of these")
-    parser.add_argument("--results", type=Path, help="where lmms-eval wrote")
+    help_on_tasks = "that --results must have; alone: only print lmms-eval's names of these"
+    parser.add_argument("--tasks", nargs="+", metavar="SET|COLUMN|TASK", help=help_on_tasks)
+    parser.add_argument("--results", type=Path, help="where one run of lmms-eval wrote")
+    parser.add_argument("--model-args", help="that the results must be of")
     parser.add_argument("--output", type=Path, help="the measurement")
     parser.add_argument("--command", default="", help="what made the results, in one word")
     add_row_flags(parser)
     args = parser.parse_args(argv)
-    if args.tasks:
+    if args.tasks and not args.results:
         sys.stdout.write(",".join(tasks_of(args.tasks)) + "\n")
         return
     if not args.results or not args.output:
         parser.error("--results and --output, or --tasks")
     with mistakes_in_one_line():
-        file = latest_results(args.results)
+        file = results_file(args.results)
         content = json.loads(file.read_text(encoding="utf-8"))
+        require(content, tasks_of(args.tasks or []), args.model_args)
         measurement = make_measurement(
             args.label or str(args.results),
             scores_of(content["results"]),

@@ -33,18 +33,20 @@ done
 detect_hardware
 RESULTS=${RESULTS:-results/${model//[^A-Za-z0-9._-]/_}}
 names=$("$PYTHON" -m llava.eval.benchmarks --tasks "${tasks[@]}")
+model_args="pretrained=$model${MODEL_ARGS:+,$MODEL_ARGS}"
+fresh="$RESULTS/lmms_eval/$(date -u +%Y%m%d-%H%M%S)-$$" # lmms-eval exits 0 even where it failed: what counts is what this run writes
 launcher=("$PYTHON" -m accelerate.commands.launch --num_processes "$((NUM_GPUS > 0 ? NUM_GPUS : 1))" --num_machines 1 --mixed_precision no --dynamo_backend no)
 ((NUM_GPUS > 0)) || launcher+=(--cpu)
 ((NUM_GPUS < 2)) || launcher+=(--multi_gpu)
 command=(
   "${launcher[@]}" -m lmms_eval
   --model llava_comp
-  --model_args "pretrained=$model${MODEL_ARGS:+,$MODEL_ARGS}"
+  --model_args "$model_args"
   --include_path llava/eval/lmms_tasks
   --tasks "$names"
   --batch_size "${BATCH_SIZE:-8}"
-  --output_path "$RESULTS/lmms_eval"
   "$@"
+  --output_path "$fresh"
 )
 ((NUM_GPUS > 0)) || command+=(--device cpu)
 
@@ -55,6 +57,6 @@ fi
 "$PYTHON" -c 'import lmms_eval' 2>/dev/null || die "lmms-eval is not installed for $PYTHON: bash scripts/install_lmms_eval.sh"
 "${command[@]}"
 # shellcheck disable=SC2086 # TABLE_ROW is a list of words
-"$PYTHON" -m llava.eval.benchmarks --results "$RESULTS/lmms_eval" --output "$RESULTS/scores.json" \
+"$PYTHON" -m llava.eval.benchmarks --results "$fresh" --output "$RESULTS/scores.json" --tasks "${tasks[@]}" --model-args "$model_args" \
   --label "${LABEL:-$model}" ${TABLE_ROW:+--row $TABLE_ROW} --command "$(print_command "${typed[@]}")"
 say "scores: $RESULTS/scores.json"

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -37,19 +36,39 @@ def test_results_become_the_paper_s_numbers():
     }  # fmt: skip
 
 
-def test_the_newest_results_become_a_measurement(tmp_path, capsys):
-    old, new = tmp_path / "a/1_results.json", tmp_path / "b/2_results.json"
-    for number, file in enumerate((old, new)):
-        file.parent.mkdir()
-        file.write_text(json.dumps({"results": {"gqa": {"exact_match,none": number / 2}}}))
-    os.utime(old, (1, 1))
-    flags = ["--results", str(tmp_path), "--output", str(tmp_path / "scores.json"), "--label", "mine"]
+@pytest.fixture
+def results(tmp_path):
+    """A folder as one run of lmms-eval leaves it."""
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    content = {"results": {"gqa": {"exact_match,none": 0.5}}, "config": {"model_args": "pretrained=m"}}
+    content |= {"configs": {"gqa": {"tag": ["qa"]}}}
+    (folder / "model/1_results.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_results_become_a_measurement(results, tmp_path):
+    flags = ["--results", str(results), "--output", str(tmp_path / "scores.json"), "--label", "mine"]
+    flags += ["--tasks", "gqa", "qa", "--model-args", "pretrained=m"]
     benchmarks.main([*flags, "--row", "tab1/comp_1b_siglip", "--command", "A=1 bash x -- --limit 3"])
     found = json.loads((tmp_path / "scores.json").read_text())
     assert (found["label"], found["rows"]) == ("mine", ["tab1/comp_1b_siglip"])
     assert (found["scores"], found["command"]) == ({"gqa": 50.0}, "A=1 bash x -- --limit 3")
-    with pytest.raises(SystemExit, match=r"holds no \*results.json"):
-        benchmarks.main(["--results", str(tmp_path / "a/nothing"), "--output", str(tmp_path / "x")])
+
+
+def test_a_failed_run_another_model_and_a_missing_task_are_no_measurement(results, tmp_path):
+    """lmms-eval exits with 0 after an exception."""
+    output = ["--output", str(tmp_path / "x")]
+    with pytest.raises(SystemExit, match=r"holds 0 \*results.json"):
+        benchmarks.main(["--results", str(tmp_path / "nothing"), *output])
+    with pytest.raises(SystemExit, match="are of --model_args pretrained=m, expected pretrained=other"):
+        benchmarks.main(["--results", str(results), *output, "--model-args", "pretrained=other"])
+    with pytest.raises(SystemExit, match="no result for --tasks docvqa_val:"):
+        benchmarks.main(["--results", str(results), *output, "--tasks", "docvqa", "gqa"])
+    (results / "2_results.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"holds 2 \*results.json"):
+        benchmarks.main(["--results", str(results), *output])
+    assert not (tmp_path / "x").exists()
 
 
 def evaluation(*words, **environment) -> list[str]:
@@ -68,7 +87,9 @@ def test_the_script_s_command_on_gpus_and_without():
     command = evaluation("m", "tab2", "--", "--limit", "5", NUM_GPUS="0", BATCH_SIZE="2", RESULTS="out")
     assert command[command.index("--tasks") + 1] == ",".join(TAB2)
     assert {"--cpu", "--limit"} <= set(command)
-    assert command[command.index("--output_path") + 1] == "out/lmms_eval"
+    folders = [command[command.index("--output_path") + 1], evaluation("m", RESULTS="out", NUM_GPUS="0")[-3]]
+    assert all(folder.startswith("out/lmms_eval/") for folder in folders)
+    assert folders[0] != folders[1]  # no run finds the results of another
     assert command[command.index("--batch_size") + 1] == "2"
 
 
