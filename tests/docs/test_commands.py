@@ -55,6 +55,7 @@ def test_commands_are_found():
     assert len(of_kind("bash", "scripts/comp/")) > 8
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("command", of_kind("python"), ids=str)
 def test_a_module_or_script_reads_its_flags(command, parsing_only, monkeypatch):
     as_module = command.words[1] == "-m"

@@ -72,9 +72,7 @@ def trainable(command, parts, *flags):
         "--word_prior": prior,
         "--output_dir": folder / "out",
         "--report_to": "none",
-        "--version": "plain"
-        if flag(command, "--version") == "plain"
-        else "qwen_2",  # what the tiny tokenizer can write
+        "--version": "plain" if flag(command, "--version") == "plain" else "qwen_2",  # of its tokens
     }
     moved = [str(word) for name, place in places.items() if flag(command, name) is not None for word in (name, place)]
     trainer, _ = build_stage(*parse_arguments([*command, *moved, *ON_ANY_MACHINE, *flags]))
