@@ -13,6 +13,7 @@ from PIL import Image
 
 from llava.inspection import Inspection, WordMap
 from llava.serve.engine import Update
+from llava.serve.flags import key_headers
 from llava.serve.images import base64_png
 from llava.serve.pool import ModelPool
 from llava.serve.requests import Refused, Request
@@ -64,9 +65,10 @@ class RemoteBackend:
     def __init__(self, url: str, api_key: str | None = None, *, timeout: float = 330.0):
         import httpx
 
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout, connect=5.0))
+        self._client = httpx.Client(
+            base_url=self.url, headers=key_headers(api_key), timeout=httpx.Timeout(timeout, connect=5.0)
+        )
 
     def models(self) -> list[ModelInfo]:
         return [ModelInfo(each["id"], each.get("max_num_vistoken")) for each in self._json("GET", "/v1/models")["data"]]

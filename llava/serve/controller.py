@@ -7,7 +7,7 @@ import logging
 import sys
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
-from llava.serve.flags import add_server_flags, needs_serve_extra
+from llava.serve.flags import add_key_flag, add_server_flags, needs_serve_extra
 from llava.serve.limits import add_limit_flags, limits_of
 from llava.utils import mistakes_in_one_line
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         from llava.serve.http import serve
 
         registry = Registry(args.dispatch_method, args.heart_beat_expiration)
-        serve(Controller(registry, limits_of(args)).app(), args.host, args.port)
+        serve(Controller(registry, limits_of(args), args.api_key).app(), args.host, args.port)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"a worker that is not heard of for so long is dropped; default {CONTROLLER_HEART_BEAT_EXPIRATION}",
     )
     add_server_flags(parser, port=21001)
+    add_key_flag(parser)
     add_limit_flags(parser)
     return parser
 

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
-from llava.serve.http import add_route, read_body, render_llava_error, render_openai_error
+from llava.serve.http import add_route, check_key, read_body, render_llava_error, render_openai_error
 from llava.serve.limits import Limits
 from llava.serve.protocols import NO_WORKER, WORKER_ERROR, llava_message, model_name, openai_error, server_event
 from llava.serve.requests import Refused, check_text, field, number, parse_object, shown, whole
@@ -100,11 +100,12 @@ class Registry:
 
 
 class Controller:
-    """Handlers over a registry."""
+    """Handlers over a registry. With an `api_key`, only workers that know it can register."""
 
-    def __init__(self, registry: Registry, limits: Limits):
+    def __init__(self, registry: Registry, limits: Limits, api_key: str | None = None):
         self.registry = registry
         self.limits = limits
+        self.api_key = api_key
         timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
         self.client = httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None))
 
@@ -131,6 +132,7 @@ class Controller:
         return app
 
     async def register_worker(self, request: Request) -> Response:
+        self._check_worker(request)
         values = await self._values(request)
         name = worker_name(values)
         status = field(values, "worker_status", dict)
@@ -140,6 +142,7 @@ class Controller:
 
     async def refresh_all_workers(self, request: Request) -> Response:
         """Ask every worker how it is; who does not answer is dropped."""
+        check_key(request, self.api_key)
         for name, worker in list(self.registry.living().items()):
             try:
                 self.registry.register(name, worker.checked, await self._status_of(name))
@@ -155,6 +158,7 @@ class Controller:
         return JSONResponse({"address": self.registry.choose(model) or ""})
 
     async def receive_heart_beat(self, request: Request) -> Response:
+        self._check_worker(request)
         values = await self._values(request)
         name = worker_name(values)
         return JSONResponse({"exist": self.registry.beat(name, whole(values, "queue_length", 0, 0, 10**9))})
@@ -230,6 +234,13 @@ class Controller:
             return parse_object(reply.raise_for_status().content)
         except httpx.HTTPError as error:
             raise Refused(f"Worker {worker} does not answer: {error or type(error).__name__}.", 400) from error
+
+    def _check_worker(self, request: Request) -> None:
+        """The key; and JSON by its type, which a page in a browser cannot send to another site unasked."""
+        check_key(request, self.api_key)
+        kind = request.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "application/json":
+            raise Refused(f"Content-Type is {shown(kind)}; expected application/json.", 415)
 
     async def _values(self, request: Request) -> dict[str, Any]:
         return parse_object(await read_body(request, self.limits) or b"{}")

@@ -31,6 +31,11 @@ def add_key_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", default=os.environ.get(KEY_VARIABLE), help=f"default: {KEY_VARIABLE}, or none")
 
 
+def key_headers(key: str | None) -> dict[str, str]:
+    """What a client sends to a server with a key."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def add_model_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """What worker and web page load models by."""
     parser.add_argument(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
-from llava.serve.flags import add_key_flag, add_model_flags, add_server_flags, needs_serve_extra
+from llava.serve.flags import add_key_flag, add_model_flags, add_server_flags, key_headers, needs_serve_extra
 from llava.serve.limits import add_limit_flags, limits_of
 from llava.utils import mistakes_in_one_line
 
@@ -24,11 +24,19 @@ logger = logging.getLogger(__name__)
 class Heartbeat:
     """Tells the controller every `interval` seconds that the worker at `address` lives; registers it where need be."""
 
-    def __init__(self, controller: str, address: str, status: Callable[[], dict[str, Any]], interval: float):
+    def __init__(
+        self,
+        controller: str,
+        address: str,
+        status: Callable[[], dict[str, Any]],
+        interval: float,
+        api_key: str | None = None,
+    ):
         self.controller = controller.rstrip("/")
         self.address = address.rstrip("/")
         self.status = status
         self.interval = interval
+        self.headers = key_headers(api_key)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -42,7 +50,7 @@ class Heartbeat:
         import httpx
 
         known = False
-        with httpx.Client(timeout=5) as client:
+        with httpx.Client(timeout=5, headers=self.headers) as client:
             while True:
                 try:
                     known = self._beat(client) if known else False
@@ -78,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
 
         worker = Worker(load_pool(args, limits_of(args)), args.api_key)
         address = args.worker_address or f"http://{args.host}:{args.port}"
-        heartbeat = Heartbeat(args.controller_address, address, worker.status, args.heart_beat_interval)
+        heartbeat = Heartbeat(args.controller_address, address, worker.status, args.heart_beat_interval, args.api_key)
         serve(worker.app(), args.host, args.port, started=None if args.no_register else heartbeat.start)
         heartbeat.stop()
 

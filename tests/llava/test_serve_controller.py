@@ -125,7 +125,8 @@ def test_openais_routes_go_through(controller, address):
     ],
 )
 def test_a_registration_that_is_none_is_refused(controller, body):
-    reply = httpx.post(f"{controller}/register_worker", content=body)
+    headers = {"Content-Type": "application/json"}
+    reply = httpx.post(f"{controller}/register_worker", content=body, headers=headers)
     assert reply.status_code == 400
     assert post(controller, "list_models").json() == {"models": []}
 
@@ -150,6 +151,28 @@ def test_a_heart_beat_outlives_whatever_answers_it():
         heartbeat = Heartbeat(address, "http://a", lambda: STATUS, interval=0.02)
         heartbeat.start()
         wait_for(lambda: beats.count("/register_worker") > 1 and "/receive_heart_beat" in beats)
+        heartbeat.stop()
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_no_web_page_can_register_a_worker(controller, kind):
+    """These types a browser sends to any site that a page names."""
+    about = json.dumps({"worker_name": "http://a", "worker_status": STATUS})
+    for route in ("register_worker", "receive_heart_beat"):
+        reply = httpx.post(f"{controller}/{route}", content=about, headers={"Content-Type": kind})
+        assert reply.status_code == 415
+    assert post(controller, "list_models").json() == {"models": []}
+
+
+def test_with_a_key_only_those_register_that_know_it():
+    registry = Registry()
+    with running(Controller(registry, Limits(), "secret").app()) as controller:
+        for route in ("register_worker", "receive_heart_beat", "refresh_all_workers"):
+            assert post(controller, route, worker_name="http://a", worker_status=STATUS).status_code == 401
+        assert registry.workers == {}
+        heartbeat = Heartbeat(controller, "http://a", lambda: STATUS, 0.02, "secret")
+        heartbeat.start()
+        wait_for(lambda: "http://a" in registry.workers)
         heartbeat.stop()
 
 
