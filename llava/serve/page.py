@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import gradio.components.chatbot
 from gradio import processing_utils
 
 from llava.serve import page_parts
@@ -37,6 +38,7 @@ THEME = gr.themes.Default(
 )
 DARK = "() => document.body.classList.toggle('dark')"
 QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+UPLOADS_KEPT = (3600, 24 * 3600)  # seconds: how often uploads are looked through, and how old they become
 LOUD = {"api_visibility": "private"}
 
 
@@ -53,19 +55,8 @@ async def _fetch_nothing(url: str, cache_dir: str) -> str:
     raise gr.Error("URLs are not fetched here: upload the image.", print_exception=False)
 
 
-class Conversation(gr.Chatbot):
-    """Gradio's own, of texts and files alone.
-
-    A message may also hold any other component, which Gradio would build from what a browser sends: an image from any
-    file of the server.
-    """
-
-    is_template = True  # drawn in the browser as its parent is
-
-    def preprocess(self, payload: Any) -> Any:
-        if any(part.type == "component" for message in (payload.root if payload else ()) for part in message.content):
-            raise gr.Error("A conversation holds texts and files only.", print_exception=False)
-        return super().preprocess(payload)
+def _build_nothing(component: str) -> None:
+    raise gr.Error("A conversation holds texts and files only.", print_exception=False)
 
 
 @dataclass
@@ -92,11 +83,15 @@ class Page:
         self.concurrency = concurrency  # answers at a time; Gradio's own default is one for everybody
         # Gradio would download a URL that a forged request names in the place of an uploaded file.
         processing_utils.async_ssrf_protected_download = _fetch_nothing
+        # And build any component that a forged conversation describes: an image from a file of the server.
+        gradio.components.chatbot.import_component_and_data = _build_nothing
 
     def build(self) -> gr.Blocks:
         """The page, to be mounted or launched."""
         models = self.backend.models()
-        with gr.Blocks(title="LLaVA-CoMP", fill_width=True, analytics_enabled=False) as blocks:
+        with gr.Blocks(
+            title="LLaVA-CoMP", fill_width=True, analytics_enabled=False, delete_cache=UPLOADS_KEPT
+        ) as blocks:
             with gr.Row(elem_id="bar"):
                 gr.Markdown("# LLaVA-CoMP\nImages at their own resolution, read by a language model.", elem_id="title")
                 dark = gr.Button("◐ Dark / light", size="sm", scale=0, min_width=130)
@@ -111,11 +106,12 @@ class Page:
         return blocks.queue(default_concurrency_limit=self.concurrency)
 
     def _chat_tab(self, models: list[ModelInfo]) -> tuple[gr.Chatbot, Settings]:
-        folder = Path(tempfile.mkdtemp(prefix="llava-examples-"))
-        examples = [{"text": text, "files": [str(file)], "icon": str(file)} for text, file in save_examples(folder)]
+        self._folder = tempfile.TemporaryDirectory(prefix="llava-examples-")  # removed with the page
+        found = save_examples(Path(self._folder.name))
+        examples = [{"text": text, "files": [str(file)], "icon": str(file)} for text, file in found]
         with gr.Row():
             with gr.Column(scale=7, min_width=320):
-                chatbot = Conversation(
+                chatbot = gr.Chatbot(
                     elem_id="chat",
                     show_label=False,
                     editable="user",
@@ -183,9 +179,8 @@ class Page:
         text, files = (message.get("text") or "").strip(), message.get("files") or []
         if not text and not files:
             raise gr.Error("Write a question, or add an image.", print_exception=False)
-        with shown_errors():
-            with preparing:
-                decode_images(read_files([*image_files(history), *files], self.limits), self.limits)
+        with shown_errors(), preparing:
+            decode_images(read_files([*image_files(history), *files], self.limits), self.limits)
         yield busy(), [*history, *user_messages(text, files)]
 
     def answer(self, history, model, budget, system, temperature, top_p, max_tokens) -> Iterator[tuple[Any, Messages]]:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -221,6 +222,28 @@ def test_the_page_before_a_controller(browser, address, tmp_path):
             page.close()
 
 
+def joined(site: str, handler: str, data: list) -> dict:
+    """What Gradio answers to a request that no page of ours sends."""
+    config = httpx.get(f"{site}/config").json()
+    number = next(each["id"] for each in config["dependencies"] if each["targets"] and each["targets"][0][1] == handler)
+    session = uuid.uuid4().hex
+    httpx.post(f"{site}/gradio_api/queue/join", json={"data": data, "fn_index": number, "session_hash": session})
+    with httpx.stream("GET", f"{site}/gradio_api/queue/data", params={"session_hash": session}) as reply:
+        events = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: ")]
+    return next(event for event in events if event["msg"] == "process_completed")
+
+
+@pytest.mark.parametrize("handler", ["retry", "undo"])
+def test_a_forged_conversation_opens_no_file(site, handler, tmp_path):
+    """Gradio builds components that stand in a conversation; an image of theirs is opened by its path."""
+    (tmp_path / "own.png").write_bytes(png(colour_image("red")))
+    part = {"type": "component", "component": "image", "props": {}, "constructor_args": {}}
+    for name in ("own.png", "missing.png"):
+        part["value"] = {"path": str(tmp_path / name)}
+        done = joined(site, handler, [[{"role": "user", "content": [part]}]])
+        assert (done["success"], "texts and files only" in str(done)) == (False, True), done
+
+
 def test_a_forged_upload_is_not_fetched(site, tmp_path):
     """Gradio takes files by name; neither a URL nor a file of the server may come through."""
     asked_for: list[str] = []
@@ -230,16 +253,10 @@ def test_a_forged_upload_is_not_fetched(site, tmp_path):
         await PlainTextResponse("no")(scope, receive, send)
 
     (tmp_path / "own.png").write_bytes(png(colour_image("red")))
-    config = httpx.get(f"{site}/config").json()
-    submit = next(each["id"] for each in config["dependencies"] if each["targets"][0][1] == "submit")
     with running(elsewhere) as stranger:
         asked_for.clear()
         for path, why in ((f"{stranger}/a.png", "not fetched"), (str(tmp_path / "own.png"), "not uploaded by a user")):
             file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            body = {"data": [{"text": "What?", "files": [file]}, []], "fn_index": submit, "session_hash": path[-8:-4]}
-            httpx.post(f"{site}/gradio_api/queue/join", json=body)
-            with httpx.stream("GET", f"{site}/gradio_api/queue/data", params={"session_hash": path[-8:-4]}) as reply:
-                events = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: ")]
-            done = next(event for event in events if event["msg"] == "process_completed")
+            done = joined(site, "submit", [{"text": "What?", "files": [file]}, []])
             assert (done["success"], why in str(done)) == (False, True), done
     assert asked_for == []
