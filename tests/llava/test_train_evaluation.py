@@ -142,9 +142,10 @@ def test_processes_answer_each_question_once_in_as_many_batches(llm, siglip, hel
     assert {len(part.share) + len(part.fill) for part in parts} == {-(-5 // ranks)}
 
 
-def test_a_sigterm_is_not_answered_with_an_evaluation(llm, siglip, held_out, asked, tmp_path):
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_a_sigterm_is_not_answered_with_an_evaluation(llm, siglip, held_out, asked, tmp_path, strategy):
     """The machine is taken back: there may be no time for it."""
-    _, common = asked
+    common = asked[1] | {"eval_strategy": strategy}
     trainer, _ = build_stage(*parse_arguments(tiny.stage_arguments(llm, siglip, held_out, tmp_path / "out", **common)))
     trainer.add_callback(AtStep(1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     run_stage(trainer, None)
