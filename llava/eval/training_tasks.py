@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +12,7 @@ from llava.eval.answering import Answerer
 from llava.eval.held_out import MAX_NEW_TOKENS, choose_template
 from llava.eval.items import make_item
 from llava.eval.scoring import is_exact_match
+from llava.mm_utils import load_image
 
 
 class HeldOutQuestions:
@@ -33,9 +33,11 @@ class HeldOutQuestions:
         items = [
             make_item(record, self.template, run.tokenizer, run.image_folder, with_facts=False) for record in records
         ]
-        missing = next((item for item in items if not Path(item.path).is_file()), None)
-        if missing is not None:
-            raise FileNotFoundError(f"--eval_tasks {file}: record {missing.id}: no image {missing.path}.")
+        for item in {item.path: item for item in reversed(items)}.values():  # of an image's questions the first
+            try:
+                load_image(item.path)  # whole: a broken one would end the run at its first evaluation
+            except (OSError, ValueError) as error:
+                raise ValueError(f"--eval_tasks {file}: record {item.id}: {error}") from error
         self.share = items[run.rank :: run.num_ranks]
         self.fill = items[: math.ceil(len(items) / run.num_ranks) - len(self.share)]
 

@@ -25,6 +25,7 @@ from llava.model.sharding import gathered, is_sharded
 from llava.train.checkpoints import check_saved_weights, load_auxiliary_losses, save_adapter, save_auxiliary_losses
 from llava.train.evaluation import Evaluation, undisturbed, validation_losses
 from llava.train.flops import ModelFlops, peak_tflops
+from llava.train.intervals import OwnIntervals
 from llava.train.lora import has_lora, load_lora, save_lora, saved_tensors
 from llava.train.metrics import MetricsFile, ShardedNorms, Throughput, gradient_norms, peak_memory_gib
 from llava.train.output_folder import flush
@@ -53,6 +54,7 @@ class LLaVATrainer(Trainer):
         self.adapter_only = set(learning_rates) <= {"mm_mlp_adapter", AUXILIARY}
         self.preemption = StopOnSigterm(self.sum_over_processes)
         self.add_callback(self.preemption)
+        self.add_callback(OwnIntervals())
         self.add_callback(MetricsFile())
         self._throughput = Throughput()
         self._flops = ModelFlops(self.model)

@@ -44,6 +44,10 @@ class StopOnSigterm(TrainerCallback):
             self.stopped = control.should_save = control.should_training_stop = True
             control.should_evaluate = False  # the machine is not ours for long
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stopped:  # which ends the epoch, and transformers has asked for the evaluation of one
+            control.should_evaluate = False
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._previous)

@@ -5,7 +5,8 @@
 # Flags that may change between two starts of one run: where, how fast, how often. The rest decides what comes out.
 FREE_FLAGS="--output_dir --per_device_train_batch_size --gradient_accumulation_steps --use_cpu --deepspeed --bf16 --tf32
   --dataloader_num_workers --report_to --run_name --logging_steps --save_strategy --save_steps --save_total_limit
-  --eval_data_path --eval_strategy --eval_steps --per_device_eval_batch_size --eval_tasks --eval_tasks_steps --eval_tasks_limit"
+  --eval_data_path --eval_strategy --eval_steps --per_device_eval_batch_size --eval_tasks --eval_tasks_steps --eval_tasks_limit
+  --allow_changed_data"
 
 # ARGUMENTS as lines "--flag value ...", in the order given.
 flag_lines() {

@@ -142,9 +142,10 @@ def test_processes_answer_each_question_once_in_as_many_batches(llm, siglip, hel
     assert {len(part.share) + len(part.fill) for part in parts} == {-(-5 // ranks)}
 
 
-def test_a_sigterm_is_not_answered_with_an_evaluation(llm, siglip, held_out, asked, tmp_path):
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_a_sigterm_is_not_answered_with_an_evaluation(llm, siglip, held_out, asked, tmp_path, strategy):
     """The machine is taken back: there may be no time for it."""
-    _, common = asked
+    common = asked[1] | {"eval_strategy": strategy}
     trainer, _ = build_stage(*parse_arguments(tiny.stage_arguments(llm, siglip, held_out, tmp_path / "out", **common)))
     trainer.add_callback(AtStep(1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     run_stage(trainer, None)
@@ -178,6 +179,11 @@ def test_a_task_s_missing_image_and_a_held_out_set_of_bad_samples_end_the_run(ll
     file.write_text(json.dumps([tiny.record("question-0", "gone.png", "red")]))
     with pytest.raises(SystemExit, match=r"question-0.*gone\.png"):
         main(tiny.stage_arguments(llm, siglip, data, tmp_path / "out", eval_tasks=file))
+    (tmp_path / "broken.png").write_bytes((data / "images/0.png").read_bytes()[:60])
+    file.write_text(json.dumps([tiny.record("question-1", "broken.png", "red")]))
+    folders = {"image_folder": tmp_path, "eval_tasks": file}
+    with pytest.raises(SystemExit, match=r"--eval_tasks .*record question-1: cannot read image .*broken\.png"):
+        main(tiny.stage_arguments(llm, siglip, data, tmp_path / "out", **folders))
     options = {"eval_data_path": held_out / "data.json", "eval_strategy": "steps", "eval_steps": 1}
     with pytest.raises(TooManyBadSamplesError, match="sample-3"):
         train_alone(

@@ -155,6 +155,24 @@ def test_a_log_an_epoch_has_norms_and_rates_too(llm, siglip, data, tmp_path):
     assert len({line["learning_rate_mm_mlp_adapter"] for line in logged}) == 4
 
 
+def test_a_continued_run_logs_evaluates_and_saves_as_often_as_it_is_told_now(llm, siglip, data, tmp_path):
+    out = tmp_path / "out"
+    options = {"save_strategy": "steps", "eval_strategy": "steps", "eval_data_path": data / "data.json"}
+
+    def run_to(steps, every):
+        intervals = dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), every)
+        changes = options | intervals | {"max_steps": steps}
+        run_stage(*build(tiny.stage_arguments(llm, siglip, data, out, **changes)))
+
+    run_to(2, 2)
+    run_to(7, 3)
+    logged = [line for line in lines(out) if "loss" in line]
+    assert [line["step"] for line in logged] == [2, 3, 6]
+    assert all("grad_norm_mm_mlp_adapter" in line for line in logged)
+    assert [line["step"] for line in lines(out) if "eval_loss" in line] == [2, 3, 6, 7]
+    assert {path.name for path in out.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (2, 3, 6, 7)}
+
+
 def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 

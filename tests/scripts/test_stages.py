@@ -62,6 +62,7 @@ def test_a_run_may_go_on_with_other_hardware_and_logging(cluster):
     finish(cluster, "stage1")
     again = cluster.start("stage1", "--logging_steps", "7", "--deepspeed", "scripts/zero2.json", PER_DEVICE_BATCH="4")
     assert "finished already" in again.stderr
+    assert "finished already" in cluster.start("stage1", "--allow_changed_data", "True").stderr
 
 
 def test_fresh_deletes_and_trains_again(cluster):
