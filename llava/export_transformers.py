@@ -140,16 +140,22 @@ def _class_and_config(model: Any, image_token: int, video_token: int) -> tuple[t
     rule, aspect = model.get_model().patch_merge, model.get_model().patch_merge.image_aspect_ratio
     if ours.mm_projector_type != "mlp2x_gelu":
         raise ValueError(f"mm_projector_type {ours.mm_projector_type!r}: transformers' classes have mlp2x_gelu alone.")
+    if len(tower.layers) > 1:
+        raise ValueError(
+            f"mm_vision_select_feature {ours.mm_vision_select_feature!r}: an export has the features of one layer, "
+            "patch or cls_patch."
+        )
+    drops_class = tower.config.model_type == "clip_vision_model" and tower.kind == "patch"
     common = {
         "text_config": _text_config(ours),
         "vision_config": tower.config.to_dict() | _layers(tower),
         "image_token_index": image_token,
-        "vision_feature_layer": -1 if tower.config.model_type == "siglip_vision_model" else ours.mm_vision_select_layer,
-        "vision_feature_select_strategy": "default" if tower.config.model_type == "clip_vision_model" else "full",
+        "vision_feature_layer": tower.layers[0] - tower.num_layers - 1,
+        "vision_feature_select_strategy": "default" if drops_class else "full",
         "tie_word_embeddings": ours.tie_word_embeddings,
     }
     if not rule.is_anyres and not rule.has_newline:
-        return LlavaForConditionalGeneration, LlavaConfig(**common, image_seq_length=rule.per_side**2)
+        return LlavaForConditionalGeneration, LlavaConfig(**common, image_seq_length=rule.tokens_per_tile)
     if not rule.is_anyres or rule.merge_type != "spatial_unpad":
         raise ValueError(
             f"mm_patch_merge_type {rule.merge_type!r} with image_aspect_ratio {aspect!r}: transformers has flat with "

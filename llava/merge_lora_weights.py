@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from llava.model.builder import load_pretrained_model
-from llava.model.loading import load_config
+from llava.model.loading import load_config, local_folder
 from llava.model.lora import LORA_CONFIG_FILE, is_lora_folder
 from llava.utils import mistakes_in_one_line
 
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def merge(model_path: str, model_base: str | None, out: Path) -> None:
     """Load, merge, and write a full checkpoint, which appears whole or not at all."""
+    model_path = local_folder(model_path)
     if not is_lora_folder(model_path):
         raise ValueError(f"--model-path {model_path} holds no {LORA_CONFIG_FILE}, so there is nothing to merge.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

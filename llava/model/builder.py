@@ -15,9 +15,11 @@ from llava.model.loading import (
     ADAPTER_FILE,
     as_llava_config,
     attach_vision,
+    holds_adapter_alone,
     load_adapter_file,
     load_config,
     load_weights,
+    local_folder,
 )
 from llava.model.lora import is_lora_folder, merge_lora, recorded_base
 from llava.model.multimodal_encoder.base import TOWER_OPTIONS
@@ -50,14 +52,18 @@ def load_pretrained_model(
     device: str | torch.device | None = None,
     use_flash_attn: bool = False,
     multimodal: bool | None = None,
+    low_cpu_mem_usage: bool | None = None,
+    cache_dir: str | Path | None = None,
+    revision: str | None = None,
 ) -> tuple[Any, Any, Any, int]:
     """LLaVA's loader. What a folder holds is decided by its config and files, never by its name.
 
     Args:
         model_path: a full checkpoint, a Stage-I folder (config.json and mm_projector.bin), LoRA weights, which are
-            merged, or a bare LLM.
+            merged, or a bare LLM; or a hub id of one.
         model_base: the model below such a folder; by default the one that it names.
-        model_name: accepted and not read, since the config says more; likewise `multimodal`.
+        model_name: accepted and not read, since the config says more; likewise `multimodal`, and
+            `low_cpu_mem_usage`, which is always so.
         load_8bit: the LLM in 8 bits by bitsandbytes; load_4bit: in 4, nf4 with quantised scales.
         device_map: one device, or a map of transformers' over several. "auto" is all accelerators where there are more
             than one, else that one, else the CPU.
@@ -66,10 +72,12 @@ def load_pretrained_model(
         customized_config: the config to build by, instead of the checkpoint's own.
         overwrite_config: config fields to replace before the model is built.
         device: one device; goes before `device_map`.
+        cache_dir: where hub ids are kept, by default the hub's own cache; revision: of `model_path`.
 
     Returns:
         (tokenizer, model, image_processor, context_len); image_processor is None for a model without a tower.
     """
+    model_path = local_folder(model_path, cache_dir, revision)
     where = device_map if device is None else device
     one_device = _one_device(where)
     dtype = _dtype(torch_dtype, one_device or default_device())
@@ -87,11 +95,11 @@ def load_pretrained_model(
     )
     base = None
     if is_lora_folder(model_path):
-        base = model_base or recorded_base(model_path, config)
-        model = merge_lora(_load_base(model_path, base, config, load), model_path)
-    elif (Path(model_path) / ADAPTER_FILE).is_file():
-        base = model_base or getattr(config, "mm_base_model", None)
-        model = _load_base(model_path, base, config, load)
+        base = _base(model_path, model_base or recorded_base(model_path, config), cache_dir)
+        model = merge_lora(_load_base(base, config, load), model_path)
+    elif holds_adapter_alone(model_path):
+        base = _base(model_path, model_base or getattr(config, "mm_base_model", None), cache_dir)
+        model = _load_base(base, config, load)
         load_adapter_file(model.get_model().mm_projector, Path(model_path) / ADAPTER_FILE)
     else:
         model = load(model_path, config)
@@ -129,13 +137,18 @@ def default_device() -> str:
     return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
 
 
-def _load_base(path: str, base: str | None, config: Any, load: Callable[[str, Any], Any]) -> Any:
+def _base(path: str, base: str | None, cache_dir: str | Path | None) -> str:
+    """The folder of the model below the one at `path`."""
+    if base is None:
+        raise ValueError(f"{path} holds no whole model, and does not name the one below it. Give model_base.")
+    return local_folder(base, cache_dir)
+
+
+def _load_base(base: str, config: Any, load: Callable[[str, Any], Any]) -> Any:
     """The model below a folder that holds only what trained: LLM and tower come from where the training took them.
 
     That is a bare LLM and the tower's own checkpoint, or a LLaVA checkpoint that holds both.
     """
-    if base is None:
-        raise ValueError(f"{path} holds no whole model, and does not name the one below it. Give model_base.")
     base_config = load_config(base)
     if getattr(base_config, "mm_vision_tower", None):
         return load(base, config)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from llava.model.attention import resolve_attention
 from llava.model.language_model import LLAVA_MODELS
+from llava.model.lora import OTHERS_FILE
 from llava.model.multimodal_encoder.builder import complete_vision_config, load_vision_tower, starting_keys
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.sharding import full_shape, gathered
@@ -195,6 +198,30 @@ def _check_coverage(path: str, model: PreTrainedModel, info: Any, missing: list[
     if info["unexpected_keys"]:
         logger.warning("%s: unused weights: %s", path, ", ".join(sorted(info["unexpected_keys"])))
     logger.info("%s: loaded all %d tensors", path, len(model.state_dict()))
+
+
+def local_folder(path: str, cache_dir: str | Path | None = None, revision: str | None = None) -> str:
+    """The folder of a hub id, fetched where the cache has it not; any other path as it is.
+
+    What a checkpoint holds is read from its files, so they have to lie here.
+    """
+    if Path(path).exists() or not _looks_like_hub_id(path):
+        return path
+    fetch = partial(snapshot_download, path, cache_dir=cache_dir, revision=revision, ignore_patterns=["*/*"])
+    try:
+        folder = fetch(allow_patterns=["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", OTHERS_FILE])
+        if not any(Path(folder).glob("*.safetensors")):  # many repositories hold the same weights twice
+            folder = fetch(allow_patterns=["*.bin"])
+    except OSError as error:
+        raise FileNotFoundError(f"{path} is no folder here, and cannot be had as a hub id: {error}") from error
+    return folder
+
+
+def holds_adapter_alone(folder: str | Path) -> bool:
+    """Whether a folder is Stage I's: releases of whole models have LLaVA's file of the adapter too."""
+    folder = Path(folder)
+    whole = [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    return (folder / ADAPTER_FILE).is_file() and not whole
 
 
 def _looks_like_hub_id(path: str) -> bool:

@@ -277,3 +277,56 @@ def test_a_stage_one_folder_of_llavas_own_goes_over_a_bare_llm(tmp_path, llm):
     tokenizer.save_pretrained(tmp_path / "whole")
     again = load_pretrained_model(str(tmp_path / "whole"), device="cpu")[1]
     assert again.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function that lays a folder into a hub's cache; the hub itself is out of reach."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def add(folder, name):
+        home = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, home / "snapshots" / ("0" * 40))
+        (home / "refs").mkdir()
+        (home / "refs/main").write_text("0" * 40)
+        return {"cache_dir": tmp_path / "cache", "revision": "main"}
+
+    return add
+
+
+def test_a_hub_id_of_an_adapter_is_known_by_its_files(adapter, llm, hub):
+    where = hub(adapter, "someone/adapter")
+    model = load_pretrained_model("someone/adapter", str(llm), device="cpu", **where)[1]
+    here = load_pretrained_model(str(adapter), str(llm), device="cpu", low_cpu_mem_usage=True)[1]
+    assert torch.equal(model.get_model().mm_projector[-1].weight, here.get_model().mm_projector[-1].weight)
+
+
+def test_a_hub_id_of_lora_weights_is_known_by_its_files(llm, siglip, data, tmp_path, hub):
+    changes = tiny.FULL_STAGE | {"lora_enable": True, "lora_r": 4, "max_steps": 1, "learning_rate": 1e-2}
+    train_alone(tiny.stage_arguments(llm, siglip, data, tmp_path / "lora", **changes))
+    where = hub(tmp_path / "lora", "someone/lora")
+    models = [
+        load_pretrained_model(path, device="cpu", **where)[1] for path in ("someone/lora", str(tmp_path / "lora"))
+    ]
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_whole_model_may_have_the_adapters_own_file_too(full, adapter, tmp_path):
+    """liuhaotian/llava-v1.5-7b does."""
+    folder = shutil.copytree(full, tmp_path / "both")
+    shutil.copy(adapter / "mm_projector.bin", folder)
+    model = load_pretrained_model(str(folder), device="cpu")[1]
+    expected = load_file(full / "model.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items() if name in expected)
+    assert expected
+
+
+def test_an_unknown_argument_is_refused_by_name(llm):
+    with pytest.raises(TypeError, match="use_safetensor"):
+        load_pretrained_model(str(llm), use_safetensor=True)
+
+
+def test_a_hub_id_that_cannot_be_had_is_named(hub):
+    with pytest.raises(FileNotFoundError, match=r"^someone/nothing is no folder here"):
+        load_pretrained_model("someone/nothing", device="cpu")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
@@ -82,7 +83,11 @@ def test_logits_and_pixels_stay_what_they_are(checkpoint, tmp_path, name, change
     torch.testing.assert_close(pixels[0] if is_cut else pixels, tiles, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("changes", [{}, {"image_aspect_ratio": "square"}, NEXT], ids=["pad", "square", "next"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"image_aspect_ratio": "square"}, NEXT, {"mm_vision_select_feature": "cls_patch"}],
+    ids=["pad", "square", "next", "cls_patch"],
+)
 @torch.no_grad()
 def test_a_text_and_an_image_through_transformers_processor(checkpoint, tmp_path, changes):
     folder, out = checkpoint("v15", **changes), tmp_path / "out"
@@ -134,3 +139,21 @@ def test_a_native_tower_is_refused_with_the_page_that_helps(llm, siglip, data, t
 def test_merging_that_transformers_has_not_is_refused(checkpoint, tmp_path, changes):
     with pytest.raises(ValueError, match="transformers has flat with one tile, and spatial_unpad with anyres"):
         export_transformers.export(str(checkpoint("v15", **(NEXT | changes))), tmp_path / "out")
+
+
+def test_several_layers_side_by_side_are_refused(checkpoint, tmp_path):
+    folder = checkpoint("v15", mm_vision_select_feature="slicefour_patch", mm_hidden_size=80)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.mm_projector.0.weight"] = tensors["model.mm_projector.0.weight"].repeat(1, 5)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"mm_vision_select_feature 'slicefour_patch'.*one layer"):
+        export_transformers.export(str(folder), tmp_path / "out")
+
+
+def test_a_config_without_the_layer_means_the_last_but_one(checkpoint, tmp_path):
+    folder = checkpoint("v15")
+    config = json.loads((folder / "config.json").read_text())
+    del config["mm_vision_select_layer"]
+    (folder / "config.json").write_text(json.dumps(config))
+    export_transformers.export(str(folder), tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["vision_feature_layer"] == -2
