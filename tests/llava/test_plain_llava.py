@@ -203,6 +203,21 @@ def test_a_batch_of_mixed_sizes_texts_and_several_images_is_each_one_alone(model
     assert model.generate(padded, attention_mask=mask, **together, **GREEDY).tolist() == batch.tolist()
 
 
+@pytest.mark.parametrize("mode", ["square", "pad", "anyres"])
+def test_several_images_are_padded_whatever_the_mode(mode):
+    """As LLaVA's data set; one alone is treated as the mode says."""
+    config = tower_factory("siglip").tower_config(str(GOLDEN / "siglip")) | {"image_size": 16, "patch_size": 8}
+    make = tower_factory("siglip").build_image_processor
+    padded = make("siglip", config=config, image_aspect_ratio="pad")
+    processor = make("siglip", config=config, image_aspect_ratio=mode, image_grid_pinpoints=[[16, 32], [32, 16]])
+    strips = [photo(40, 12), photo(9, 30)]
+    found, expected = processor.for_sample(2)(strips), padded(strips)
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+    alone = processor.for_sample(1)(strips[:1])["pixel_values"]
+    assert torch.equal(alone, processor(strips[:1])["pixel_values"])
+    assert torch.equal(alone, padded(strips[:1])["pixel_values"]) == (mode == "pad")
+
+
 def test_images_that_the_prompts_do_not_place_are_refused(models):
     """LLaVA-NeXT repeats the last image, or shifts those of later samples."""
     model = models["v15"][1]

@@ -62,8 +62,8 @@ class PlainImageProcessor:
         return {"height": self.merge.tile_side, "width": self.merge.tile_side}
 
     def for_sample(self, num_visuals: int) -> PlainImageProcessor:
-        """The processor for a sample of so many images and videos: several images are padded and never cut."""
-        if num_visuals < 2 or not self.merge.is_anyres:
+        """The processor for a sample of so many images and videos: several are padded, whatever the mode."""
+        if num_visuals < 2:
             return self
         return replace(self, merge=replace(self.merge, image_aspect_ratio="pad"))
 
