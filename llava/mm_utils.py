@@ -188,19 +188,12 @@ class KeywordsStoppingCriteria(StoppingCriteria):
     def __init__(self, keywords: Sequence[str], tokenizer, input_ids: Tensor) -> None:
         self.keywords = list(keywords)
         self.tokenizer = tokenizer
-        self.start_len = input_ids.shape[1]
-        self.longest = max(len(tokenizer(keyword, add_special_tokens=False).input_ids) for keyword in self.keywords)
-        self._found: list[bool] | None = None
+        self.prompt = input_ids[0].tolist()
 
     def __call__(self, output_ids: Tensor, scores: Tensor | None = None, **kwargs) -> Tensor:
-        """(B,) bool: whose answer has ended."""
-        if self._found is None:  # the first token
-            self._found = [False] * len(output_ids)
-            self.start_len = self.start_len if output_ids.shape[1] > self.start_len else 0
-        tail = output_ids[:, max(self.start_len, output_ids.shape[1] - self.longest - 2) :]
-        texts = self.tokenizer.batch_decode(tail, skip_special_tokens=False)
-        self._found = [
-            found or any(keyword in text for keyword in self.keywords)
-            for found, text in zip(self._found, texts, strict=True)
-        ]
-        return torch.tensor(self._found, device=output_ids.device)
+        """(B,) bool: whose answer has ended. Nothing is kept from call to call."""
+        start = len(self.prompt)
+        new = output_ids[:, start:] if output_ids[0, :start].tolist() == self.prompt else output_ids
+        texts = self.tokenizer.batch_decode(new, skip_special_tokens=False)
+        found = [any(keyword in text for keyword in self.keywords) for text in texts]
+        return torch.tensor(found, device=output_ids.device)

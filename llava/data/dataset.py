@@ -20,7 +20,7 @@ from llava.data.records import (
     repeat_placeholders,
     videos_of,
 )
-from llava.data.video import check_decoder
+from llava.data.video import FrameRule, check_decoder
 from llava.data.visuals import image_sizes, load_visuals
 from llava.mm_utils import for_sample
 
@@ -42,7 +42,8 @@ class LLaVADataset(Dataset):
         video_folder: Likewise of videos; None is `image_folder`.
         label_mask: "answers" or "llava", see `llava.data.encoding`.
         model_max_length: Longest sample in tokens; a longer one is cut at the border of a turn.
-        video_frames: How many frames stand for a video; each is an image to the model.
+        video_frames, video_fps, force_sample: Which frames stand for a video, see `llava.data.video.FrameRule`; each is
+            an image to a native tower.
         align_text: Whether samples bring the answers' bare text, `align_input_ids`.
 
     Raises:
@@ -62,6 +63,8 @@ class LLaVADataset(Dataset):
         label_mask: str = "answers",
         model_max_length: int,
         video_frames: int = 8,
+        video_fps: float | None = None,
+        force_sample: bool = False,
         align_text: bool = False,
     ) -> None:
         self.records = records
@@ -69,7 +72,7 @@ class LLaVADataset(Dataset):
         self.conversation = conversation
         self.image_folder = image_folder
         self.video_folder = video_folder or image_folder
-        self.video_frames = video_frames
+        self.frame_rule = FrameRule(video_frames, video_fps, force_sample)
         self.align_text = align_text
         self.encoder = ConversationEncoder(tokenizer, conversation, label_mask=label_mask, max_length=model_max_length)
         folder = image_folder or video_folder
@@ -93,7 +96,7 @@ class LLaVADataset(Dataset):
 
     def _encode(self, record: dict) -> dict:
         conversation = build_conversation(record, self.conversation)
-        visuals = load_visuals(record, self.image_folder, self.video_folder, self.video_frames)
+        visuals = load_visuals(record, self.image_folder, self.video_folder, self.frame_rule)
         processor = for_sample(self.image_processor, len(visuals))
         if videos_of(record) and hasattr(processor, "num_video_tokens"):  # to it a video is one thing, as an image is
             images = visuals
@@ -145,8 +148,8 @@ class LLaVADataset(Dataset):
 
     def _tokens_of_a_video(self) -> int:
         if hasattr(self.image_processor, "num_video_tokens"):
-            return self.image_processor.num_video_tokens(self.video_frames, *TYPICAL_PHOTO)
-        return self.video_frames * self.image_processor.num_visual_tokens(*TYPICAL_PHOTO)
+            return self.image_processor.num_video_tokens(self.frame_rule.typical, *TYPICAL_PHOTO)
+        return self.frame_rule.typical * self.image_processor.num_visual_tokens(*TYPICAL_PHOTO)
 
     def _tokens_of_an_image(self) -> np.ndarray:
         """(records,) how many visual tokens an image has that comes from where the record does, on average."""

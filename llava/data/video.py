@@ -1,12 +1,15 @@
-"""Frames of a video, evenly spaced, by PyAV or else decord: the extra `video`, imported where it is used."""
+"""Frames of a video, by PyAV or else decord: the extra `video`, imported where it is used."""
 
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
+
+TYPICAL_SECONDS = 30  # of a video whose length is not known yet
 
 
 def check_decoder() -> None:
@@ -17,8 +20,45 @@ def check_decoder() -> None:
         )
 
 
-def load_frames(path: str, count: int) -> list[Image.Image]:
-    """`count` frames (all, if there are fewer) from the first to the last, in their order, upright, RGB.
+@dataclass(frozen=True)
+class FrameRule:
+    """Which frames stand for a video, LLaVA's arithmetic.
+
+    Attributes:
+        count: how many, evenly from the first to the last (all, if there are fewer); with `fps` the most; 0 = no limit.
+        fps: take so many a second instead, as long as these are not more than `count`.
+        force: always `count` of them, also more than there are, some then several times.
+    """
+
+    count: int = 8
+    fps: float | None = None
+    force: bool = False
+
+    def __post_init__(self):
+        if self.count < 0 or (self.fps is not None and self.fps <= 0):
+            raise ValueError(
+                f"--video_frames {self.count} --video_fps {self.fps}: expected at least 0 (no limit) frames, and a "
+                "positive number of them a second."
+            )
+
+    @property
+    def typical(self) -> int:
+        """About how many frames a video gives, for estimates before any is read."""
+        return self.count or round(TYPICAL_SECONDS * (self.fps or 1))
+
+    def __call__(self, total: int, video_fps: float) -> list[int]:
+        """The numbers of the frames, of a video of so many and of so many a second."""
+        if self.force and self.count:
+            return evenly_spaced(total, self.count)
+        if self.fps is None and self.count:
+            return evenly_spaced(total, min(self.count, total))
+        step = max(1, round(video_fps / (self.fps or 1)))
+        chosen = list(range(0, total, step))
+        return evenly_spaced(total, self.count) if 0 < self.count < len(chosen) else chosen
+
+
+def load_frames(path: str, rule: FrameRule) -> list[Image.Image]:
+    """The frames that the rule says, in their order, upright, RGB.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -28,18 +68,18 @@ def load_frames(path: str, count: int) -> list[Image.Image]:
         raise FileNotFoundError(f"video file not found: {path}")
     read = read_by_av if find_spec("av") else read_by_decord
     try:
-        return read(path, lambda total: evenly_spaced(total, count))
+        return read(path, rule)
     except Exception as error:  # FFmpeg's and decord's own exceptions share no base
         raise ValueError(f"cannot read video {path}: {error or type(error).__name__}") from error
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """`count` of `total` frames, the first and the last among them; a single one is the first."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+    """`count` of `total` frames, the first and the last among them; a single one is the first. Rounded down."""
+    return np.linspace(0, total - 1, count, dtype=int).tolist()
 
 
-def read_by_av(path: str, choose: Callable[[int], list[int]]) -> list[Image.Image]:
-    """The frames that `choose` picks by their numbers, given how many there are."""
+def read_by_av(path: str, choose: Callable[[int, float], list[int]]) -> list[Image.Image]:
+    """The frames that `choose` picks by their numbers, given how many there are and how many a second."""
     import av
 
     with av.open(path) as container:
@@ -54,7 +94,8 @@ def read_by_av(path: str, choose: Callable[[int], list[int]]) -> list[Image.Imag
             raise ValueError("it holds no frames with a time")
         times = sorted(time for time, _ in packets)
         keyframes = sorted(time for time, is_keyframe in packets if is_keyframe) or times[:1]
-        wanted = [times[number] for number in choose(len(times))]
+        per_second = float(stream.average_rate or stream.guessed_rate or 1)
+        wanted = [times[number] for number in choose(len(times), per_second)]
     return [_upright(frame) for frame in _frames_at(path, wanted, keyframes)]
 
 
@@ -91,11 +132,12 @@ def _upright(frame) -> Image.Image:
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
-def read_by_decord(path: str, choose: Callable[[int], list[int]]) -> list[Image.Image]:
+def read_by_decord(path: str, choose: Callable[[int, float], list[int]]) -> list[Image.Image]:
     """As `read_by_av`, in the order of the file: where frames refer ahead, decord's seeks land beside the frame."""
     import decord
 
     reader = decord.VideoReader(path, num_threads=1)
-    wanted = choose(len(reader))
+    wanted = choose(len(reader), reader.get_avg_fps())
     frames = (reader.next() for _ in range(wanted[-1] + 1))
-    return [Image.fromarray(frame.asnumpy()) for number, frame in enumerate(frames) if number in wanted]
+    found = {number: Image.fromarray(frame.asnumpy()) for number, frame in enumerate(frames) if number in wanted}
+    return [found[number] for number in wanted]

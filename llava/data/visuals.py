@@ -7,12 +7,12 @@ from PIL import Image
 
 from llava.data.bad_samples import BadSampleError
 from llava.data.records import ImageBytes, images_of, locate, videos_of
-from llava.data.video import load_frames
+from llava.data.video import FrameRule, load_frames
 from llava.mm_utils import load_image
 
 
 def load_visuals(
-    record: dict, image_folder: str | None, video_folder: str | None, video_frames: int
+    record: dict, image_folder: str | None, video_folder: str | None, frame_rule: FrameRule
 ) -> list[list[Image.Image]]:
     """What each `<image>` of the record stands for: one picture, or a video's frames.
 
@@ -25,7 +25,7 @@ def load_visuals(
     try:
         return [
             *([_load_image(image, record, image_folder)] for image in images),
-            *(load_frames(locate(video, record, video_folder), video_frames) for video in videos),
+            *(load_frames(locate(video, record, video_folder), frame_rule) for video in videos),
         ]
     except FileNotFoundError as error:
         raise BadSampleError(str(error), kind="missing file") from error

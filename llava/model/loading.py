@@ -17,7 +17,12 @@ from transformers import AutoConfig, PreTrainedModel
 from llava.model.attention import resolve_attention
 from llava.model.language_model import LLAVA_MODELS
 from llava.model.lora import OTHERS_FILE
-from llava.model.multimodal_encoder.builder import complete_vision_config, load_vision_tower, starting_keys
+from llava.model.multimodal_encoder.builder import (
+    complete_vision_config,
+    load_vision_tower,
+    processor_config,
+    starting_keys,
+)
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.sharding import full_shape, gathered
 
@@ -154,7 +159,7 @@ def attach_vision(
         projector.to(dtype),
         mm_vision_tower=vision_tower,
         mm_vision_config=tower.config.to_dict(),
-        mm_image_processor=processor_options or {},
+        mm_image_processor=processor_config(vision_tower) | (processor_options or {}),
         mm_projector_type=projector_type,
         mm_hidden_size=tower.hidden_size,
         mm_base_model=base_model,

@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 from transformers import HfArgumentParser
 
+from llava.data.video import FrameRule
 from llava.model.multimodal_encoder.base import TOWER_OPTIONS
 from llava.train.lora import LoraArguments
 from llava.train.old_flags import current_flags
@@ -186,7 +187,15 @@ class DataArguments:
     )
     min_num_vistoken: int | None = field(default=None, metadata={"help": "Fewest visual tokens of an image."})
     max_num_vistoken: int | None = field(default=None, metadata={"help": "Most visual tokens of an image."})
-    video_frames: int = field(default=8, metadata={"help": "Frames of a video, evenly spaced; each is an image."})
+    video_frames: int = field(
+        default=8, metadata={"help": "Frames of a video, evenly spaced; with --video_fps the most; 0 = no limit."}
+    )
+    video_fps: float | None = field(
+        default=None, metadata={"help": "Frames of each second instead; unset = always --video_frames (of 0: 1)."}
+    )
+    force_sample: bool = field(
+        default=False, metadata={"help": "Exactly --video_frames, of shorter videos some several times."}
+    )
     label_mask: str = field(default="answers", metadata={"help": "answers | llava (upstream's own mask)."})
     max_bad_samples: float = field(
         default=0.01, metadata={"help": "Abort when more than this share of the samples seen was bad."}
@@ -210,14 +219,17 @@ class DataArguments:
             self.force_resize = "none"
         if self.force_resize not in (None, "none", "pretrained") and not self.force_resize.isdigit():
             raise ValueError(f"--force_resize {self.force_resize!r}: expected a side in px, `pretrained` or `none`.")
-        if self.video_frames < 1:
-            raise ValueError(f"--video_frames {self.video_frames}: expected at least 1.")
+        self.frame_rule()  # refuses what makes no sense
         if not 0 <= self.max_bad_samples <= 1:
             raise ValueError(f"--max_bad_samples {self.max_bad_samples}: expected a share between 0 and 1.")
         for name in ("eval_tasks_steps", "eval_tasks_limit"):
             value = getattr(self, name)
             if value is not None and (value < 1 or not self.eval_tasks):
                 raise ValueError(f"--{name} {value}: expected a number of at least 1, beside --eval_tasks FILE.")
+
+    def frame_rule(self) -> FrameRule:
+        """Which frames stand for a video."""
+        return FrameRule(self.video_frames, self.video_fps, self.force_sample)
 
     def processor_options(self) -> dict[str, Any]:
         """The image processor's options that were set; the rest is the checkpoint's to say."""

@@ -91,8 +91,6 @@ OLD_FLAGS: dict[str, Renamed | Tuning | Unread | Only | Gone] = {
     "is_multimodal": Unread("a model with a tower is."),
     "early_mix_text": Only("False", "leave --group_by_modality_length out."),
     "frames_upbound": Renamed("video_frames"),
-    "video_fps": Unread("--video_frames says how many frames a video gives, evenly spaced."),
-    "force_sample": Unread("a video always gives --video_frames frames."),
     "add_time_instruction": Only("False", "write the times into the records' questions."),
     "image_crop_resolution": Gone("it belongs to crop_split, which no recipe used; use anyres."),
     "image_split_resolution": Gone("it belongs to crop_split, which no recipe used; use anyres."),

@@ -121,6 +121,8 @@ def build_stage(
         label_mask=data_args.label_mask,
         model_max_length=training_args.model_max_length,
         video_frames=data_args.video_frames,
+        video_fps=data_args.video_fps,
+        force_sample=data_args.force_sample,
         align_text=model_args.use_alignment_loss,
     )
     dataset = make_dataset(records)

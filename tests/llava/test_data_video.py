@@ -10,7 +10,8 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data import video
 from llava.data.bad_samples import BadSample
 from llava.data.mixture import load_records
-from llava.data.video import evenly_spaced, load_frames
+from llava.data.video import FrameRule, evenly_spaced, load_frames
+from llava.train.arguments import parse_arguments
 from tests.llava.data_parts import draw, make_dataset, make_record, supervised_text
 
 
@@ -44,10 +45,49 @@ def assert_frames(images, numbers, count) -> None:
 
 @pytest.mark.parametrize(
     ("total", "count", "expected"),
-    [(10, 4, [0, 3, 6, 9]), (3, 8, [0, 1, 2]), (5, 1, [0]), (1, 4, [0]), (100, 2, [0, 99])],
+    [(10, 4, [0, 3, 6, 9]), (3, 8, [0, 1, 2]), (5, 1, [0]), (1, 4, [0]), (100, 2, [0, 99]), (8, 4, [0, 2, 4, 7])],
 )
 def test_frames_are_evenly_spaced_from_the_first_to_the_last(total, count, expected):
-    assert evenly_spaced(total, count) == expected
+    """Rounded down: of 8 frames 0, 2.33, 4.67 and 7."""
+    assert FrameRule(count)(total, 25.0) == expected
+
+
+def llavas_frames(total, per_second, fps, upbound, force):
+    """LLaVA-NeXT's choice in exact whole numbers."""
+    step = round(per_second / fps)
+    chosen = [number for number in range(total) if number % step == 0]
+    if upbound and (force or len(chosen) > upbound):
+        return [(total - 1) * place // max(upbound - 1, 1) for place in range(upbound)]
+    return chosen
+
+
+@pytest.mark.parametrize("per_second", [25.0, 23.976, 30.0])
+@pytest.mark.parametrize("fps", [1, 2])
+@pytest.mark.parametrize(("upbound", "force"), [(0, False), (0, True), (9, False), (9, True), (32, True), (1, False)])
+def test_frames_a_second_are_llavas(per_second, fps, upbound, force):
+    rule = FrameRule(upbound, fps, force)
+    for total in (1, 7, 31, 250, 999):
+        assert rule(total, per_second) == llavas_frames(total, per_second, fps, upbound, force)
+
+
+def test_flags_choose_the_frames():
+    """LLaVA's name for the limit, and its value for none: one frame a second."""
+    needed = ["--model_name_or_path", "a", "--data_path", "b", "--output_dir", "c", "--use_cpu"]
+    rule = lambda *flags: parse_arguments([*needed, *flags])[1].frame_rule()  # noqa: E731
+    assert rule()(250, 25.0) == evenly_spaced(250, 8)
+    assert rule("--frames_upbound", "0")(60, 25.0) == [0, 25, 50]
+    assert rule("--frames_upbound", "2", "--video_fps", "1")(60, 25.0) == [0, 59]
+    assert rule("--video_fps", "1", "--force_sample", "True")(60, 25.0) == evenly_spaced(60, 8)
+    assert rule("--frames_upbound", "0").typical == 30
+    with pytest.raises(ValueError, match="--video_frames -1 --video_fps None: expected at least 0"):
+        rule("--video_frames", "-1")
+
+
+def test_a_file_gives_its_frames_a_second_and_repeats_what_is_forced(tmp_path):
+    write_video(tmp_path / "a.mp4", 50)
+    assert_frames(load_frames(str(tmp_path / "a.mp4"), FrameRule(0, 5)), range(0, 50, 5), 50)
+    write_video(tmp_path / "b.mp4", 3)
+    assert_frames(load_frames(str(tmp_path / "b.mp4"), FrameRule(5, force=True)), [0, 0, 1, 1, 2], 3)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
@@ -55,7 +95,7 @@ def test_frames_are_evenly_spaced_from_the_first_to_the_last(total, count, expec
 def test_the_frames_asked_for_are_the_frames_got(tmp_path, name, gop, count):
     """Near ones decoded on from one another, far ones from the keyframe before them."""
     write_video(tmp_path / name, 50, gop=gop)
-    images = load_frames(str(tmp_path / name), count)
+    images = load_frames(str(tmp_path / name), FrameRule(count))
     assert {image.size for image in images} == {(32, 16)}
     assert_frames(images, evenly_spaced(50, count), 50)
 
@@ -63,8 +103,7 @@ def test_the_frames_asked_for_are_the_frames_got(tmp_path, name, gop, count):
 def test_decord_gives_the_same_frames(tmp_path):
     pytest.importorskip("decord", reason="decord is not installed")
     write_video(tmp_path / "a.mp4", 50)
-    choose = lambda total: evenly_spaced(total, 7)  # noqa: E731
-    assert_frames(video.read_by_decord(str(tmp_path / "a.mp4"), choose), evenly_spaced(50, 7), 50)
+    assert_frames(video.read_by_decord(str(tmp_path / "a.mp4"), FrameRule(7)), evenly_spaced(50, 7), 50)
 
 
 def test_a_video_on_its_side_is_turned_upright(tmp_path):
@@ -76,7 +115,7 @@ def test_a_video_on_its_side_is_turned_upright(tmp_path):
     at = data.index(upright, data.index(b"tkhd"))
     data[at : at + 36] = zero + one + zero + minus_one + zero * 4 + last  # a quarter turn, clockwise
     (tmp_path / "b.mp4").write_bytes(data)
-    assert load_frames(str(tmp_path / "b.mp4"), 1)[0].size == (16, 32)
+    assert load_frames(str(tmp_path / "b.mp4"), FrameRule(1))[0].size == (16, 32)
 
 
 def test_a_video_is_an_image_per_frame_where_its_one_image_mark_stands(tmp_path):

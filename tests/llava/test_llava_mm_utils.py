@@ -102,6 +102,15 @@ def test_keywords_of_several_tokens_end_each_row_of_a_batch():
     assert stop(torch.cat([later, later], dim=1), None).tolist() == [True] * 3  # it stays said
 
 
+def test_one_criterion_serves_a_second_generation():
+    tokenizer = make_tokenizer()
+    ended, other = (torch.tensor([tokenizer(text).input_ids]) for text in ("a ###", "a long answer that goes on"))
+    stop = KeywordsStoppingCriteria(["###"], tokenizer, torch.zeros(1, 2, dtype=torch.long))
+    assert stop(ended, None).tolist() == [True]
+    assert stop(other, None).tolist() == [False]
+    assert stop(other.expand(2, -1), None).tolist() == [False, False]
+
+
 def test_where_generate_hands_over_new_tokens_alone_all_of_them_count():
     """As a LLaVA model's does, however long the prompt was."""
     tokenizer = make_tokenizer()

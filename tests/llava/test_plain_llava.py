@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import weakref
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from llava.mm_utils import expand_placeholders
 from llava.model.builder import load_pretrained_model
-from llava.model.multimodal_encoder.builder import VISION_TOWERS, tower_factory
+from llava.model.loading import load_config
+from llava.model.multimodal_encoder.builder import VISION_TOWERS, checkpoint_image_processor, tower_factory
 from llava.model.tile_inputs import tile_inputs
 from tests.llava.upstream import GOLDEN, TOWERS, photo, save_release, wave
 
@@ -183,6 +187,50 @@ def test_clip_features_of_each_kind():
         tower_factory("clip").build_tower("clip", config=clip, mm_vision_select_feature="mean")
 
 
+def test_clips_own_pixels_are_read_and_kept(checkpoints, tmp_path):
+    """A CLIP with mean, deviation and size of its own; the checkpoint knows them without the tower's folder."""
+    shutil.copytree(GOLDEN / "clip", tmp_path / "tower")
+    values = json.loads((tmp_path / "tower/preprocessor_config.json").read_text())
+    values |= {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.25, 1.0], "size": {"shortest_edge": 40}}
+    (tmp_path / "tower/preprocessor_config.json").write_text(json.dumps(values))
+    _, model, processor, _ = load_pretrained_model(
+        str(checkpoints["v15"]), device="cpu", overwrite_config={"mm_vision_tower": str(tmp_path / "tower")}
+    )
+    red = Image.new("RGB", (90, 60), (255, 51, 0))
+    pixels = processor.preprocess(red)["pixel_values"]
+    assert pixels.shape == (1, 3, 32, 32)
+    torch.testing.assert_close(pixels[0, :, 5, 5], torch.tensor([1.8, 0.0, -0.3]))
+    middle = photo(90, 60).resize((60, 40), Image.Resampling.BICUBIC).crop((14, 4, 46, 36))
+    mean, std = torch.tensor(values["image_mean"]), torch.tensor(values["image_std"])
+    expected = (torch.tensor(np.array(middle)) / 255 - mean) / std
+    found = processor.preprocess(photo(90, 60))["pixel_values"][0].permute(1, 2, 0)
+    torch.testing.assert_close(found, expected)
+    model.save_pretrained(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "tower")
+    kept = checkpoint_image_processor(load_config(str(tmp_path / "saved")))
+    assert torch.equal(kept.preprocess(red)["pixel_values"], pixels)
+
+
+def test_a_tower_that_is_cut_to_another_size_than_it_reads_is_refused(tmp_path):
+    shutil.copytree(GOLDEN / "clip", tmp_path / "clip")
+    (tmp_path / "clip/preprocessor_config.json").write_text('{"size": 224, "crop_size": 224}')
+    with pytest.raises(ValueError, match="cuts images to 224 px, but its vision config has 32 px"):
+        tower_factory("clip").processor_config(f"clip:{tmp_path / 'clip'}")
+
+
+def test_only_the_layers_that_are_asked_for_are_kept():
+    clip = tower_factory("clip").tower_config(f"clip:{GOLDEN / 'clip'}") | {"num_hidden_layers": 7}
+    tower = tower_factory("clip").build_tower("clip", config=clip)
+    layers = tower.vision_tower.vision_model.encoder.layers
+    alive, before_last = [], []
+    for layer in layers[:6]:
+        layer.register_forward_hook(lambda *found: alive.append(weakref.ref(found[2])))
+    layers[5].register_forward_pre_hook(lambda *_: before_last.extend(each() is not None for each in alive))
+    with torch.no_grad():
+        tower(torch.zeros(16, 192), [[1, 4, 4]])
+    assert before_last == [False] * 4 + [True]
+
+
 def test_options_of_native_towers_are_refused():
     with pytest.raises(ValueError, match="--use_rope True: an option of native towers"):
         tower_factory("clip").build_tower("clip", config={}, use_rope=True)
@@ -201,6 +249,21 @@ def test_a_batch_of_mixed_sizes_texts_and_several_images_is_each_one_alone(model
     padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=0)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(p)) for p in prompts], batch_first=True)
     assert model.generate(padded, attention_mask=mask, **together, **GREEDY).tolist() == batch.tolist()
+
+
+@pytest.mark.parametrize("mode", ["square", "pad", "anyres"])
+def test_several_images_are_padded_whatever_the_mode(mode):
+    """As LLaVA's data set; one alone is treated as the mode says."""
+    config = tower_factory("siglip").tower_config(str(GOLDEN / "siglip")) | {"image_size": 16, "patch_size": 8}
+    make = tower_factory("siglip").build_image_processor
+    padded = make("siglip", config=config, image_aspect_ratio="pad")
+    processor = make("siglip", config=config, image_aspect_ratio=mode, image_grid_pinpoints=[[16, 32], [32, 16]])
+    strips = [photo(40, 12), photo(9, 30)]
+    found, expected = processor.for_sample(2)(strips), padded(strips)
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+    alone = processor.for_sample(1)(strips[:1])["pixel_values"]
+    assert torch.equal(alone, processor(strips[:1])["pixel_values"])
+    assert torch.equal(alone, padded(strips[:1])["pixel_values"]) == (mode == "pad")
 
 
 def test_images_that_the_prompts_do_not_place_are_refused(models):

@@ -63,6 +63,12 @@ def starting_keys(name: str, llava_keys: dict[str, Any]) -> dict[str, Any]:
     return getattr(tower_factory(name), "starting_keys", {}) | read_keys(name, llava_keys)
 
 
+def processor_config(name: str) -> dict[str, Any]:
+    """What of the tower's own image processor a checkpoint's `mm_image_processor` keeps."""
+    read = getattr(tower_factory(name), "processor_config", None)
+    return read(name) if read else {}
+
+
 def take_llava_keys(config: Any, llava_keys: dict[str, Any]) -> None:
     """Flags of a plain tower that a run sets anew, into the config of the checkpoint that it goes on from."""
     for key, value in read_keys(config.mm_vision_tower, llava_keys).items():
@@ -73,7 +79,7 @@ def complete_vision_config(config: Any) -> None:
     """Give the config of a checkpoint from LLaVA itself what it names but does not hold: its tower's architecture."""
     if getattr(config, "mm_vision_tower", None) and getattr(config, "mm_vision_config", None) is None:
         config.mm_vision_config = tower_factory(config.mm_vision_tower).tower_config(config.mm_vision_tower)
-        config.mm_image_processor = {}
+        config.mm_image_processor = processor_config(config.mm_vision_tower)
 
 
 def with_weights(name: str, weights: str | None) -> str:

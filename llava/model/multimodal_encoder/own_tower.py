@@ -108,7 +108,7 @@ class OwnTowerFactory:
             patch_size=self.config.patch_size,
             image_mean=self.config.image_mean,
             image_std=self.config.image_std,
-            crops=False,
+            shorter_side=None,
             merge=self.build_patch_merge(self.config.to_dict(), **options),
         )
 

@@ -33,14 +33,14 @@ class PlainImageProcessor:
     """Images and videos -> patches of tiles; and LLaVA's own calls on an image processor.
 
     Attributes:
-        crops: resize the shorter side to S and cut the middle out, as CLIP does; else squash, as SigLIP does.
+        shorter_side: what CLIP resizes the shorter side to before it cuts the middle out; None: squash, as SigLIP does.
         merge: how tiles become visual tokens; its `image_aspect_ratio` says how images become tiles.
     """
 
     patch_size: int
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    crops: bool
+    shorter_side: int | None
     merge: PatchMerge
     merge_size: int = 1
 
@@ -53,17 +53,21 @@ class PlainImageProcessor:
             )
 
     @property
+    def crops(self) -> bool:
+        return self.shorter_side is not None
+
+    @property
     def size(self) -> dict[str, int] | tuple[int, int]:
         """As LLaVA's scripts read it: CLIP's names the shorter side, SigLIP's is a pair."""
-        return {"shortest_edge": self.merge.tile_side} if self.crops else (self.merge.tile_side,) * 2
+        return {"shortest_edge": self.shorter_side} if self.crops else (self.merge.tile_side,) * 2
 
     @property
     def crop_size(self) -> dict[str, int]:
         return {"height": self.merge.tile_side, "width": self.merge.tile_side}
 
     def for_sample(self, num_visuals: int) -> PlainImageProcessor:
-        """The processor for a sample of so many images and videos: several images are padded and never cut."""
-        if num_visuals < 2 or not self.merge.is_anyres:
+        """The processor for a sample of so many images and videos: several are padded, whatever the mode."""
+        if num_visuals < 2:
             return self
         return replace(self, merge=replace(self.merge, image_aspect_ratio="pad"))
 
@@ -133,7 +137,10 @@ class PlainImageProcessor:
             return image.resize((side, side), Image.Resampling.BICUBIC)
         shorter = min(image.size)
         image = image.resize(
-            tuple(side if length == shorter else int(side * length / shorter) for length in image.size),
+            tuple(
+                self.shorter_side if length == shorter else int(self.shorter_side * length / shorter)
+                for length in image.size
+            ),
             Image.Resampling.BICUBIC,
         )
         left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, PretrainedConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers.image_processing_base import ImageProcessingMixin
 
 from llava.model.multimodal_encoder.plain_image_processor import PlainImageProcessor, patches_to_tiles
 from llava.model.patch_merge import PatchMerge
 
 TOWER_KEYS = ("mm_vision_select_layer", "mm_vision_select_feature")
+PIXEL_KEYS = ("image_mean", "image_std", "shorter_side")
 PROCESSOR_KEYS = {
     "image_aspect_ratio": "image_aspect_ratio",
     "image_grid_pinpoints": "image_grid_pinpoints",
@@ -82,25 +84,28 @@ class PlainVisionTower(nn.Module):
 
     def forward(self, pixel_values: Tensor, image_grid_thw: Any) -> Tensor:
         """(P, 3·p·p) -> (P, D); with the class token (P + T, D)."""
-        states = self._states(pixel_values, max(self.layers))
+        states = self._states(pixel_values, self.layers)
         return self._patches(torch.cat([states[layer] for layer in self.layers], dim=-1), self.kind)
 
     def layer_features(self, pixel_values: Tensor, image_grid_thw: Any, layers: Sequence[int]) -> list[Tensor]:
         """(P, D) of each of `layers`, counted from 1, without class tokens."""
-        states = self._states(pixel_values, max(layers))
+        states = self._states(pixel_values, layers)
         return [self._patches(states[layer], "patch") for layer in layers]
 
-    def _states(self, pixel_values: Tensor, last: int) -> list[Tensor]:
-        """The embeddings and what each layer up to `last` makes of them, (T, tokens, D)."""
+    def _states(self, pixel_values: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """What each of `layers` gives, 0 being the embeddings, (T, tokens, D)."""
         tiles = patches_to_tiles(pixel_values, self.per_side, self.patch_size)
         model = self.vision_tower.vision_model
         beyond = self.config.image_size - tiles.shape[-1]  # of 384 px, 14-px patches leave 6 that nothing reads
-        states = [model.embeddings(nn.functional.pad(tiles, (0, beyond, 0, beyond)) if beyond else tiles)]
+        state = model.embeddings(nn.functional.pad(tiles, (0, beyond, 0, beyond)) if beyond else tiles)
         if hasattr(model, "pre_layrnorm"):
-            states = [model.pre_layrnorm(states[0])]
-        for layer in model.encoder.layers[:last]:
-            states.append(layer(states[-1], attention_mask=None))
-        return states
+            state = model.pre_layrnorm(state)
+        kept = {0: state} if 0 in layers else {}
+        for number, layer in enumerate(model.encoder.layers[: max(layers)], 1):
+            state = layer(state, attention_mask=None)
+            if number in layers:
+                kept[number] = state
+        return kept
 
     def _patches(self, states: Tensor, kind: str) -> Tensor:
         has_class = self.config.model_type == "clip_vision_model"
@@ -186,18 +191,24 @@ class PlainTowerFactory:
             raise ValueError(f"--vision_tower {name}: the checkpoint is a {config['model_type']}. Name it as such.")
         return config
 
+    def processor_config(self, name: str) -> dict[str, Any]:
+        """What a checkpoint keeps of CLIP's preprocessor_config.json (`PIXEL_KEYS`). LLaVA reads none of SigLIP's."""
+        config = self.tower_config(name)
+        return read_pixel_keys(weights_of(name), config["image_size"]) if "clip" in config["model_type"] else {}
+
     def build_image_processor(
         self, name: str, *, config: dict[str, Any] | None = None, **options: Any
     ) -> PlainImageProcessor:
-        """`options` are LLaVA's config keys (`image_aspect_ratio`, ...)."""
+        """`options` are LLaVA's config keys (`image_aspect_ratio`, ...), and what `processor_config` says."""
         config = config or self.tower_config(name)
-        _refuse({key: options[key] for key in options.keys() - self.config_keys}, name, "of native towers (comp-*)")
+        known = {*self.config_keys, *PIXEL_KEYS}
+        _refuse({key: options[key] for key in options.keys() - known}, name, "of native towers (comp-*)")
         is_clip = config["model_type"] == "clip_vision_model"
         return PlainImageProcessor(
             patch_size=config["patch_size"],
-            image_mean=CLIP_MEAN if is_clip else HALF,
-            image_std=CLIP_STD if is_clip else HALF,
-            crops=is_clip,
+            image_mean=options.pop("image_mean", CLIP_MEAN if is_clip else HALF),
+            image_std=options.pop("image_std", CLIP_STD if is_clip else HALF),
+            shorter_side=options.pop("shorter_side", config["image_size"]) if is_clip else None,
             merge=self.build_patch_merge(config, **options),
         )
 
@@ -248,6 +259,29 @@ def read_tower_config(path: str) -> dict[str, Any]:
             f"{', '.join([*OF_DUAL_ENCODERS, *FAMILIES])}. Other families run as comp-*: give comp-NAME:{path}."
         )
     return _config_of(values | {"model_type": model_type}).to_dict()
+
+
+def read_pixel_keys(path: str, image_size: int) -> dict[str, Any]:
+    """Mean, standard deviation and shorter side by a folder's or hub id's preprocessor_config.json; none for a released
+    name, whose values are the constants here, or where a folder has no such file."""
+    if Path(path).is_dir():
+        if not (Path(path) / "preprocessor_config.json").is_file():
+            return {}
+    elif path in RELEASED:
+        return {}
+    values = ImageProcessingMixin.get_image_processor_dict(path)[0]
+    shorter, crop = (_side(values.get(key, image_size)) for key in ("size", "crop_size"))
+    if crop != image_size:
+        raise ValueError(
+            f"{path}: its preprocessor_config.json cuts images to {crop} px, but its vision config has {image_size} "
+            "px. Correct crop_size there."
+        )
+    found = {"image_mean": values.get("image_mean"), "image_std": values.get("image_std"), "shorter_side": shorter}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _side(size: int | dict[str, int]) -> int:
+    return size if isinstance(size, int) else size.get("shortest_edge") or size["height"]
 
 
 def _config_of(values: dict[str, Any]) -> PretrainedConfig:

@@ -42,7 +42,7 @@ def typical_batch(stage: Stage, processor: ImageProcessor, records: Records | No
     if records is not None:
         facts = records.facts()
         text_bytes = float(facts["text_bytes"].mean())
-        images = float(facts["images"].mean() + facts["videos"].mean() * stage.data.video_frames)
+        images = float(facts["images"].mean() + facts["videos"].mean() * stage.data.frame_rule().typical)
     text = math.ceil(text_bytes / BYTES_PER_TOKEN)
     samples = stage.training.per_device_train_batch_size
     if stage.training.pack_to_max_length:

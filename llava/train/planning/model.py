@@ -16,6 +16,7 @@ from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 from llava.model.loading import llava_class, load_config
 from llava.model.multimodal_encoder.builder import (
     complete_vision_config,
+    processor_config,
     starting_keys,
     take_llava_keys,
     tower_factory,
@@ -70,7 +71,7 @@ def planned_config(stage: Stage, makers: Mapping[str, Stage]) -> Any:
     name = with_weights(args.vision_tower, args.vision_tower_pretrained)
     config.mm_vision_tower = name
     config.mm_vision_config = tower_factory(name).tower_config(name, **args.tower_options())
-    config.mm_image_processor = stage.data.processor_options()
+    config.mm_image_processor = processor_config(name) | stage.data.processor_options()
     config.update(starting_keys(name, args.llava_keys()))
     config.mm_projector_type = args.mm_projector_type
     with torch.device("meta"):
