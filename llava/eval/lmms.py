@@ -8,12 +8,14 @@ scripts/comp/eval.sh is the short way; scripts/install_lmms_eval.sh installs lmm
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 MODEL = "llava_comp"
 MAX_NEW_TOKENS = 1024  # where a task does not say
+BATCHES_OPEN = 4  # whose images are held at once, so that those of like size can be put together
 
 
 def manifest() -> ModelManifest:
@@ -48,10 +51,12 @@ class Request:
 
     Attributes:
         order: its place among all requests.
+        task: of lmms-eval.
         options: of generation, as the task gives them.
     """
 
     order: int
+    task: str
     text: str
     images: list[Image.Image]
     options: dict[str, Any]
@@ -99,7 +104,9 @@ class LlavaComp(lmms):
         self.image_processor = with_processor_options(loaded, options)
         _, self.template = choose_template(conv_template, self.llava.config, "questions")
         self.batch_size, self.strip_period = int(batch_size), strip_period
-        self.failed = 0
+        self.asked: Counter[str] = Counter()  # requests of each task in this process
+        self.failed: Counter[str] = Counter()  # those of them without an answer
+        self.first_errors: dict[str, str] = {}
 
     @property
     def device(self) -> torch.device:
@@ -108,29 +115,53 @@ class LlavaComp(lmms):
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """An answer to every request, "" where its image or its generation failed."""
         answers = [""] * len(requests)
-        self.failed, first_error = 0, None
-        readable = []
-        for order, instance in enumerate(requests):
-            try:
-                readable.append(self._read(order, instance))
-            except Exception as error:  # Pillow's decoders and the tasks' own functions raise many kinds
-                first_error = first_error or error
-                self._note_failure(instance, error)
-        batches = list(batches_of(readable, self.batch_size))
-        hidden = self.rank != 0
-        for batch in track(batches, "answering", console=Console(stderr=True), disable=hidden):
+        batches = track(
+            self._batches(requests),
+            "answering",
+            total=-(-len(requests) // self.batch_size),
+            console=Console(stderr=True),
+            disable=self.rank != 0,
+        )
+        for batch in batches:
             for request, answer in zip(batch, self._answer(batch), strict=True):
                 answers[request.order] = answer
                 self.cache_hook.add_partial("generate_until", (request.text, request.options), answer)
-        if requests and self.failed == len(requests):
-            raise ValueError(f"every one of {len(requests)} requests failed: {first_error}") from first_error
         return answers
+
+    def clean(self) -> None:
+        """After the last answer, in every process."""
+        self.refuse_failed_tasks()
+        super().clean()
+
+    def refuse_failed_tasks(self) -> None:
+        """Raise, in all processes at once, if a task has no answer in any of them."""
+        asked, failed, errors = Counter(), Counter(), {}
+        for others in gather_object([(self.asked, self.failed, self.first_errors)]):
+            asked.update(others[0])
+            failed.update(others[1])
+            errors |= others[2]
+        for task, number in asked.items():
+            if number == failed[task]:
+                raise ValueError(f"every one of {number} requests of {task} failed: {errors[task]}")
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError(f"{MODEL} answers by generation; a task of this kind needs generate_until.")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError(f"{MODEL} answers single turns; a task of several rounds cannot be run.")
+
+    def _batches(self, requests: Sequence[Instance]) -> Iterator[list[Request]]:
+        """Batches whose images are opened when their turn comes: those of a whole task would not fit into memory."""
+        held = BATCHES_OPEN * self.batch_size
+        for start in range(0, len(requests), held):
+            readable = []
+            for order, instance in enumerate(requests[start : start + held], start):
+                self.asked[instance.args[4]] += 1
+                try:
+                    readable.append(self._read(order, instance))
+                except Exception as error:  # Pillow's decoders and the tasks' own functions raise many kinds
+                    self._note_failure(instance.args[4], instance.args[0], error)
+            yield from batches_of(readable, self.batch_size)
 
     def _read(self, order: int, instance: Instance) -> Request:
         """Open the images of a request."""
@@ -140,18 +171,21 @@ class LlavaComp(lmms):
         wrong = next((each for each in images if not isinstance(each, Image.Image)), None)
         if wrong is not None:
             raise ValueError(f"a visual of {task} is a {type(wrong).__name__}; {MODEL} reads images only.")
-        return Request(order, with_placeholders(text, len(images)), images, dict(options))
+        return Request(order, task, with_placeholders(text, len(images)), images, dict(options))
 
     def _answer(self, batch: Sequence[Request]) -> list[str]:
-        """Of a batch; where it fails, one request after the other, so that the good ones have their answers."""
+        """Of a batch; where it fails, one request after the other, so that the good ones have their answers.
+
+        That begins after the `except`: within it the failed batch's tensors still live in the error's traceback.
+        """
         try:
             return self._generate(batch)
         except Exception as error:
             if len(batch) == 1:
-                self._note_failure(batch[0].text, error)
+                self._note_failure(batch[0].task, batch[0].text, error)
                 return [""]
-            logger.warning("a batch of %d failed (%s); one by one", len(batch), error)
-            return [answer for request in batch for answer in self._answer([request])]
+            logger.warning("a batch of %d failed (%s); one by one", len(batch), str(error))
+        return [answer for request in batch for answer in self._answer([request])]
 
     def _generate(self, batch: Sequence[Request]) -> list[str]:
         prompts = []
@@ -185,9 +219,11 @@ class LlavaComp(lmms):
         answer = answer.strip()
         return answer.removesuffix(".") if self.strip_period else answer
 
-    def _note_failure(self, what: Any, error: Exception) -> None:
-        self.failed += 1
-        logger.warning("answered with nothing: %.120s: %s: %s", what, type(error).__name__, error)
+    def _note_failure(self, task: str, text: str, error: Exception) -> None:
+        said = f"{type(error).__name__}: {error}"  # the error itself would keep its tensors alive
+        self.failed[task] += 1
+        self.first_errors.setdefault(task, said)
+        logger.warning("answered with nothing: %s: %.120s: %s", task, text, said)
 
 
 def with_processor_options(loaded: Any, options: dict[str, Any]) -> Any:

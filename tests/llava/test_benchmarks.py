@@ -71,6 +71,14 @@ def test_a_failed_run_another_model_and_a_missing_task_are_no_measurement(result
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "same"),
+    [("pretrained=m,max_num_vistoken=64", True), ("pretrained=n,max_num_vistoken=64", False), ("pretrained=m", False)],
+)
+def test_model_arguments_are_compared_as_far_as_lmms_eval_shows_them(asked, same):
+    assert benchmarks.same_arguments(asked, "pretrained=m,max_num_vistoken=[REDACTED]") == same
+
+
 def evaluation(*words, **environment) -> list[str]:
     done = run_script("eval", *words, DRY_RUN="1", **environment)
     assert done.returncode == 0, done.stderr

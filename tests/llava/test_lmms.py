@@ -4,9 +4,11 @@ import json
 import shlex
 import shutil
 import subprocess
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from llava.eval.benchmarks import BENCHMARKS
@@ -116,13 +118,21 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def plugin(model):
+def loaded_plugin(model):
     """The model object itself; a new process would cost more than all its tests."""
     from llava.eval.lmms import LlavaComp
 
     plugin = LlavaComp(str(model), device="cpu", batch_size=3)
     plugin.task_dict = {"t": {"s": dict.fromkeys(range(20))}}
     return plugin
+
+
+@pytest.fixture
+def plugin(loaded_plugin):
+    """It, with nothing asked yet."""
+    for record in (loaded_plugin.asked, loaded_plugin.failed, loaded_plugin.first_errors):
+        record.clear()
+    return loaded_plugin
 
 
 def test_batches_answer_as_single_requests_do(plugin):
@@ -147,10 +157,54 @@ def test_what_fails_is_answered_with_nothing_and_the_rest_is_not(plugin, caplog)
         [Asked(tiny.QUESTION, [red], 0), Asked(tiny.QUESTION, ["video.mp4"], 1), Asked(tiny.QUESTION, [red], 99)]
     )
     assert answers == ["red", "", ""]
-    assert plugin.failed == 2
+    assert plugin.failed["t"] == 2
     assert "reads images only" in caplog.text
-    with pytest.raises(ValueError, match="every one of 1 requests failed"):
-        plugin.generate_until([Asked(tiny.QUESTION, ["video.mp4"], 1)])
+    plugin.refuse_failed_tasks()
+
+
+def test_a_task_whose_every_request_failed_is_refused_after_the_last_answer(plugin):
+    """And not before: no process may leave the others alone in generate_until."""
+    red, bad = Asked(tiny.QUESTION, [Image.new("RGB", (64, 48), "red")], 0), Asked(tiny.QUESTION, ["video.mp4"], 1)
+    bad.args = (*bad.args[:4], "u", "s")
+    plugin.task_dict["u"] = plugin.task_dict["t"]
+    assert plugin.generate_until([red, bad, red, bad]) == ["red", "", "red", ""]
+    with pytest.raises(ValueError, match="every one of 2 requests of u failed: ValueError: a visual of u is a str"):
+        plugin.refuse_failed_tasks()
+
+
+def test_few_images_are_open_at_a_time(plugin):
+    from llava.eval import lmms
+
+    opened, most = [], 0
+
+    def open_image(_):
+        nonlocal most
+        image = Image.new("RGB", (64, 48), "red")
+        opened.append(weakref.ref(image))
+        most = max(most, sum(each() is not None for each in opened))
+        return [image]
+
+    requests = [Asked(tiny.QUESTION, [], number % 20) for number in range(40)]
+    for request in requests:
+        request.args = (*request.args[:2], open_image, *request.args[3:])
+    assert plugin.generate_until(requests) == ["red"] * 40
+    assert most <= (lmms.BATCHES_OPEN + 1) * plugin.batch_size
+
+
+def test_a_failed_batch_s_tensors_are_gone_before_its_requests_are_tried_alone(plugin, monkeypatch):
+    whole, kept = plugin._generate, []
+
+    def fail_on_many(batch):
+        if len(batch) == 1:
+            assert kept[0]() is None
+            return whole(batch)
+        tensor = torch.zeros(9)
+        kept.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(plugin, "_generate", fail_on_many)
+    image = Image.new("RGB", (64, 48), "red")
+    assert plugin.generate_until([Asked(tiny.QUESTION, [image], i) for i in range(2)]) == ["red", "red"]
 
 
 def test_a_batch_that_fails_is_answered_one_by_one(plugin, monkeypatch):
@@ -159,7 +213,7 @@ def test_a_batch_that_fails_is_answered_one_by_one(plugin, monkeypatch):
     images = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green", "blue")]
     answers = plugin.generate_until([Asked(tiny.QUESTION, [image], i) for i, image in enumerate(images)])
     assert answers == ["red", "green", "blue"]
-    assert plugin.failed == 0
+    assert not plugin.failed
 
 
 def test_options_of_the_model(plugin, model):
