@@ -121,7 +121,9 @@ def build_stage(
         align_text=model_args.use_alignment_loss,
     )
     dataset = make_dataset(records)
-    held_out = data_args.eval_data_path and make_dataset(load_records(data_args.eval_data_path))
+    held_out = data_args.eval_data_path and make_dataset(
+        load_records(data_args.eval_data_path, seed=training_args.seed)
+    )
     trainer = LLaVATrainer(
         model=model,
         args=training_args,
