@@ -266,6 +266,9 @@ class TrainingArguments(LoraArguments, transformers.TrainingArguments):
         default=False,
         metadata={"help": "A sample's place in a batch is taken by as many as fit into --model_max_length tokens."},
     )
+    per_device_eval_batch_size: int | None = field(
+        default=None, metadata={"help": "Samples of a device at once in evaluation; unset = as in training."}
+    )
     attn_implementation: str = field(default="auto", metadata={"help": "Of LLM: auto | sdpa | flash_attention_2."})
 
     def __post_init__(self):
@@ -274,6 +277,8 @@ class TrainingArguments(LoraArguments, transformers.TrainingArguments):
                 raise ValueError(f"--{name} {getattr(self, name)}: {reason} Leave the flag out.")
         # transformers renamed the flag; LLaVA's scripts and ours keep LLaVA's name.
         self.activation_checkpointing, self.gradient_checkpointing = self.gradient_checkpointing, None
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
         if self.warmup_ratio and not self.warmup_steps:
             self.warmup_steps = self.warmup_ratio  # transformers reads a value below 1 as a share
         super().__post_init__()

@@ -62,7 +62,8 @@ class RunParts:
 
 def build_tasks(names: str, run: RunParts) -> dict[str, Evaluation]:
     """`--eval_tasks` -> the task of each name that it is logged by."""
-    words = [word if ":" in word else f"{KIND_OF_FILES}:{word}" for word in names.replace(" ", "").split(",") if word]
+    given = [word.strip() for word in names.split(",") if word.strip()]
+    words = [word if ":" in word else f"{KIND_OF_FILES}:{word}" for word in given]
     stems = [Path(word.partition(":")[2]).stem for word in words]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice:
@@ -134,4 +135,6 @@ def validation_losses(
     totals, counts = total(torch.stack([sums[name] for name in names])).T.tolist()
     means = {name: value / count for name, value, count in zip(names, totals, counts, strict=True) if count}
     values = {f"{name}_loss": mean for name, mean in means.items()}
-    return values | {"loss": sum(weights.get(name, 1.0) * mean for name, mean in means.items())}
+    if means:  # else no sample counted
+        values["loss"] = sum(weights.get(name, 1.0) * mean for name, mean in means.items())
+    return values

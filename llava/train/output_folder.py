@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,13 +16,16 @@ logger = logging.getLogger(__name__)
 
 HELD = "LLAVA_OUTPUT_LOCK"  # the lock's file, where a script of scripts/comp/ holds it for this training
 SECONDS = 60  # data workers of a training that was killed live on for some, and hold its lock
+UNKNOWN_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # a file system's answers that has no such fsync
+GONE = (errno.ENOENT, errno.ESTALE)  # another process's temporary file, on NFS too
 
 
 @contextmanager
 def locked(output_dir: str) -> Iterator[None]:
     """Inside, no other training writes into the folder. One process of a run calls.
 
-    The lock is that of `scripts/comp/record.sh`: it lies beside the folder, which may be deleted to train anew.
+    The lock is that of `scripts/comp/record.sh`: it lies beside the folder, which may be deleted to train anew; in it
+    where nothing can be written beside.
     """
     check_output_dir(output_dir)
     folder = Path(os.path.abspath(output_dir))
@@ -28,6 +33,8 @@ def locked(output_dir: str) -> Iterator[None]:
     if os.environ.get(HELD) and os.path.realpath(os.environ[HELD]) == os.path.realpath(file):
         yield
         return
+    if folder.is_dir() and not os.access(folder.parent, os.W_OK):
+        file = folder / ".lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
@@ -61,9 +68,21 @@ def check_output_dir(output_dir: str) -> None:
 def flush(*paths: str | Path) -> None:
     """Whatever lies there, and how it is called, is on the disk afterwards: a power cut takes nothing of it."""
     for path in (each for root in map(Path, paths) for each in (*root.rglob("*"), root, root.parent)):
-        with suppress(FileNotFoundError):  # another process's temporary file
+        try:
             handle = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+        except OSError as error:
+            if path.is_dir() and error.errno in UNKNOWN_FOR_FOLDERS:
+                _say_that_folders_stay()
+            elif error.errno not in GONE:
+                raise
+
+
+@cache  # once a process
+def _say_that_folders_stay() -> None:
+    logger.warning(
+        "The output folder's file system cannot flush folders, only files: a power cut may take the newest checkpoint."
+    )

@@ -19,7 +19,7 @@ from llava.conversation import conv_templates
 from llava.data.bad_samples import BadSampleLedger
 from llava.data.collator import PackedCollator
 from llava.data.dataset import LLaVADataset
-from llava.data.mixture import load_records
+from llava.data.mixture import Records, load_records
 from llava.model.auxiliary_losses.builder import build_auxiliary_loss
 from llava.model.loading import attach_vision, load_adapter_file, load_config, load_weights
 from llava.model.multimodal_encoder.base import ImageProcessor
@@ -87,11 +87,8 @@ def build_stage(
     set_seed(training_args.seed)
     prepare_zero(training_args)
 
-    checkpoint = shared_choice(training_args)
+    checkpoint = shared_choice(training_args, None if data_args.allow_changed_data else records)
     if checkpoint:
-        if training_args.process_index == 0 and not data_args.allow_changed_data:
-            in_force = training_args.to_sanitized_dict()
-            check_same_data(training_args.output_dir, records, in_force, training_args.world_size)
         deepspeed, world_size = bool(training_args.deepspeed), training_args.world_size
         check_sharding(checkpoint, deepspeed=deepspeed, world_size=world_size)
     model = load_model(model_args, data_args, training_args)
@@ -126,7 +123,9 @@ def build_stage(
         align_text=model_args.use_alignment_loss,
     )
     dataset = make_dataset(records)
-    held_out = data_args.eval_data_path and make_dataset(load_records(data_args.eval_data_path))
+    held_out = data_args.eval_data_path and make_dataset(
+        load_records(data_args.eval_data_path, seed=training_args.seed)
+    )
     trainer = LLaVATrainer(
         model=model,
         args=training_args,
@@ -155,10 +154,24 @@ def build_stage(
     return trainer, checkpoint
 
 
-def shared_choice(args: TrainingArguments) -> str | None:
-    """The checkpoint to go on from. The first process chooses: on a network file system others may see less."""
-    found = [last_complete_checkpoint(args.output_dir, remove=True) if args.process_index == 0 else None]
-    checkpoint = broadcast_object_list(found)[0]
+def shared_choice(args: TrainingArguments, records: Records | None = None) -> str | None:
+    """The checkpoint to go on from. The first process chooses: on a network file system others may see less. What it
+    refuses all refuse: the others would wait for it.
+
+    Args:
+        records: those of this start, where they must be the ones that the checkpoint was trained on.
+    """
+    checkpoint = mistake = None
+    if args.process_index == 0:
+        try:
+            checkpoint = last_complete_checkpoint(args.output_dir, remove=True)
+            if checkpoint and records is not None:
+                check_same_data(args.output_dir, records, args.to_sanitized_dict(), args.world_size)
+        except (OSError, ValueError) as error:
+            mistake = str(error)
+    checkpoint, mistake = broadcast_object_list([checkpoint, mistake])
+    if mistake:
+        raise ValueError(mistake)
     if checkpoint and not Path(checkpoint).is_dir():
         raise ValueError(
             f"{checkpoint}, from which the first process goes on, is not seen by process {args.process_index}. All "

@@ -31,4 +31,12 @@ else:
         shared_choice(args)
     Path.is_dir = isdir
     dist.barrier()
+
+args.output_dir = f"{seen}-cut-short"  # what the first process refuses all do, in the same words
+if rank == 0:
+    (Path(args.output_dir) / "checkpoint-4").mkdir(parents=True)
+    (Path(args.output_dir) / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    (Path(args.output_dir) / "checkpoint-4" / "optimizer.pt").write_text("half")
+with pytest.raises(ValueError, match=r"checkpoint-4/optimizer\.pt was cut short"):
+    shared_choice(args)
 dist.destroy_process_group()

@@ -1,8 +1,12 @@
 """One training writes into a folder, on one set of data, and an old checkpoint goes only when the new one is safe."""
 
+import errno
 import json
 import os
+import re
 import shutil
+import stat
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -120,6 +124,43 @@ def test_a_run_is_not_continued_on_another_drawing_or_in_another_order(llm, sigl
         assert "\n" not in str(refused.value)
     assert started([*arguments, "--data_seed", "42"]).endswith("checkpoint-1")  # the same order
     assert started([*arguments, "--seed", "7", "--allow_changed_data", "True"]).endswith("checkpoint-1")
+
+
+def test_a_file_system_without_all_of_fsync_is_no_end_of_a_run(tmp_path, monkeypatch, caplog):
+    """Some know none for folders, and on NFS another process's temporary file goes stale. A fault of the disk does."""
+    (tmp_path / "weights").touch()
+    answers = {}
+
+    def fsync(handle):
+        code = answers.get("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for code in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+        answers["folder"] = code
+        output_folder.flush(tmp_path)
+    assert caplog.text.count("cannot flush folders") == 1
+    answers["file"] = errno.ESTALE
+    output_folder.flush(tmp_path)
+    for kind, code in (("folder", errno.EIO), ("folder", errno.ENOSPC), ("file", errno.EIO), ("file", errno.EINVAL)):
+        answers.clear()
+        answers[kind] = code
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+            output_folder.flush(tmp_path)
+
+
+def test_a_folder_whose_parent_is_not_ours_holds_its_lock_itself(tmp_path, monkeypatch):
+    """Root may write everywhere, so the answer is given here."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+    monkeypatch.setattr(output_folder, "SECONDS", 0.1)
+    out = tmp_path / "out"
+    out.mkdir()
+    refusal = pytest.raises(ValueError, match=r"another training writes into it \(it holds .*/out/\.lock\)")
+    with output_folder.locked(str(out)), refusal, output_folder.locked(str(out)):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.slow

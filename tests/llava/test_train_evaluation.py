@@ -5,15 +5,17 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from llava.data.bad_samples import TooManyBadSamplesError
+from llava.data.mixture import load_records
 from llava.eval.held_out import main as answer
 from llava.eval.training_tasks import HeldOutQuestions
 from llava.train.arguments import parse_arguments
-from llava.train.evaluation import Tasks
+from llava.train.evaluation import Tasks, build_tasks, validation_losses
 from llava.train.train import build_stage, main, run_stage
 from tests.llava import tiny
 from tests.llava.ranks import REPOSITORY, launch, logged, save_mixed_data, train_alone, weights
@@ -152,6 +154,31 @@ def test_a_sigterm_is_not_answered_with_an_evaluation(llm, siglip, held_out, ask
     assert trainer.preemption.stopped
     assert [entry["step"] for entry in trainer.state.log_history if "eval_squares_accuracy" in entry] == [1]
     assert [entry for entry in trainer.state.log_history if "eval_loss" in entry] == []
+
+
+def test_held_out_data_are_drawn_by_the_seed_in_batches_as_in_training(llm, siglip, held_out, tmp_path):
+    mixture = held_out / "drawn.yaml"
+    mixture.write_text("datasets:\n  - json_path: data.json\n    sampling_strategy: random:4\n")
+    options = flags(tmp_path, held_out, eval_data_path=mixture, seed=5, per_device_train_batch_size=3)
+    trainer, _ = build_stage(*parse_arguments(tiny.stage_arguments(llm, siglip, held_out, tmp_path / "out", **options)))
+    drawn, other = ([record["id"] for record in load_records(mixture, seed=seed)] for seed in (5, 0))
+    assert drawn != other
+    assert [record["id"] for record in trainer.eval_dataset.records] == drawn
+    assert trainer.args.eval_batch_size == 3
+
+
+def test_a_task_s_path_may_have_spaces(tmp_path):
+    folder = tmp_path / "my data"
+    names = f"{folder}/a b.json , {folder}/c.json,"
+    with pytest.raises(FileNotFoundError, match=r"/my data/a b\.json"):
+        build_tasks(names, SimpleNamespace(config=SimpleNamespace(mm_conversation_template="plain"), limit=None))
+
+
+def test_where_no_sample_counted_there_is_no_loss():
+    values = validation_losses(
+        torch.nn.Linear(1, 1), [], run=dict, weights={"alignment": 0.05}, total=lambda sums: sums
+    )
+    assert values == {}
 
 
 REFUSED = {
