@@ -326,3 +326,4 @@ conv_templates: dict[str, Conversation] = {
     "qwen_2_5": conv_qwen_2_5,
     "qwen_2_vl": conv_qwen_2_vl,
 }
+default_conversation = conv_templates["vicuna_v1"]  # which LLaVA's scripts import

@@ -63,13 +63,20 @@ def stop_token_ids(conversation: Conversation, tokenizer: Any) -> list[int]:
 
 
 def generation_options(
-    conversation: Conversation, tokenizer: Any, *, max_new_tokens: int, temperature: float = 0.0
+    conversation: Conversation,
+    tokenizer: Any,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    num_beams: int = 1,
 ) -> dict[str, Any]:
-    """Arguments of `model.generate`: greedy at temperature 0, else sampling."""
+    """Arguments of `model.generate`: greedy at temperature 0, else sampling, of the likeliest `top_p` alone."""
     stop = stop_token_ids(conversation, tokenizer)
     padding = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    common = {"max_new_tokens": max_new_tokens, "num_beams": 1, "eos_token_id": stop, "pad_token_id": padding}
-    return common | ({"do_sample": True, "temperature": temperature} if temperature > 0 else _GREEDY)
+    common = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "eos_token_id": stop, "pad_token_id": padding}
+    sampling = {"do_sample": True, "temperature": temperature} | ({} if top_p is None else {"top_p": top_p})
+    return common | (sampling if temperature > 0 else _GREEDY)
 
 
 def decode_answer(ids: Tensor, tokenizer: Any, stop: list[int]) -> str:

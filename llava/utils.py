@@ -56,3 +56,7 @@ def remove_temporaries(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """`text` as UTF-8 in `path`, atomically."""
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def disable_torch_init() -> None:
+    """LLaVA's scripts call it before they load a model; here nothing is initialised that is about to be loaded."""

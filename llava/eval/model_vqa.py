@@ -98,6 +98,8 @@ class Answers:
     extra_prompt: str
     max_new_tokens: int
     temperature: float
+    top_p: float | None
+    num_beams: int
 
     @torch.inference_mode()
     def __call__(self, asked: Asked) -> Iterator[str]:
@@ -111,7 +113,12 @@ class Answers:
             conversation.append_message(conversation.roles[0], text)
             conversation.append_message(conversation.roles[1], None)
             options = generation_options(
-                conversation, self.tokenizer, max_new_tokens=self.max_new_tokens, temperature=self.temperature
+                conversation,
+                self.tokenizer,
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                num_beams=self.num_beams,
             )
             prompt = prompt_ids(conversation, self.tokenizer).to(self.model.device)
             new_tokens = self.model.generate([prompt], **inputs, **options)
@@ -187,6 +194,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     args = make_parser().parse_args(argv)
     with mistakes_in_one_line():
+        if args.top_p is not None and args.temperature <= 0:
+            raise ValueError(f"--top_p {args.top_p} is of sampling, and --temperature 0 is greedy. Give one above 0.")
         records = read_records(args.question_file)
         questions = [read_question(record, f"{args.question_file}[{i}]") for i, record in enumerate(records)]
         questions = chunk(questions[: args.test_size], args.num_chunks, args.chunk_idx)
@@ -205,6 +214,8 @@ def main(argv: list[str] | None = None) -> None:
             args.extra_prompt,
             args.max_new_tokens,
             args.temperature,
+            args.top_p,
+            args.num_beams,
         )
         errors = answer_all(answers, questions, file, get_model_name_from_path(args.model_path))
     if errors:
@@ -224,6 +235,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunk-idx", type=int, default=0)
     parser.add_argument("--test_size", type=positive_int, help="only so many of the questions")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    parser.add_argument("--top_p", type=float, help="where it samples: of the likeliest tokens of this share alone")
+    parser.add_argument("--num_beams", type=positive_int, default=1)
     parser.add_argument("--max-new-tokens", type=positive_int, default=1024)
     return parser
 

@@ -24,10 +24,10 @@ from llava.model.decoding_loss import decoding_loss
 from llava.model.multimodal_encoder.builder import build_patch_merge, build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_rope import MultimodalRotary, multimodal_positions, next_positions, rotating_by
-from llava.model.patch_merge import PatchMerge, Visual
+from llava.model.patch_merge import PatchMerge, Visual, unpad_image
 from llava.model.tile_inputs import tile_inputs
 
-__all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "LlavaOutput", "expand_placeholders"]
+__all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "LlavaOutput", "expand_placeholders", "unpad_image"]
 
 Grids = Tensor | Sequence[Sequence[int]]  # (N, 3) frames, rows and columns of patches; on the host it costs no wait
 Layout = Tensor | Sequence[Sequence[int]]  # (N, 3) for a plain tower: width, height, whether a video (`patch_merge`)

@@ -18,6 +18,7 @@ PAGE = (ROOT / "docs/from_llava.md").read_text(encoding="utf-8")
 FIELDS = {each.name for group in (ModelArguments, DataArguments, TrainingArguments) for each in fields(group)}
 _ROW = re.compile(r"^\| `([^`]+)` \| (.+) \|$", re.MULTILINE)
 _RENAMED = re.compile(r"renamed: `([^`]+)`")
+_WITHOUT = re.compile(r"same, without (.+)")
 
 
 def rows(heading):
@@ -78,14 +79,24 @@ def find(name):
 @pytest.mark.parametrize("name", PYTHON)
 def test_a_name_is_where_its_row_says(name):
     said = PYTHON[name]
-    if said == "same":
-        assert find(name) is not None
+    if said.startswith("same"):
+        found = find(name)
+        assert found is not None
+        if lacking := _WITHOUT.match(said):
+            there = {*dir(found), *getattr(found, "__dataclass_fields__", ())}
+            assert not there & set(re.findall(r"`(\w+)`", lacking[1]))
     elif renamed := _RENAMED.match(said):
         assert find(name) is None, "it is there under LLaVA's own name"
         assert find(renamed[1]) is not None
     else:
         assert said.startswith("gone: ")
         assert find(name) is None
+
+
+def test_llavas_switch_may_be_called_and_its_default_template_is_one():
+    assert find("llava.utils.disable_torch_init")() is None
+    assert find("llava.conversation.default_conversation") is conv_templates["vicuna_v1"]
+    assert find("llava.model.llava_arch.unpad_image") is find("llava.model.patch_merge.unpad_image")
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from llava.eval.model_vqa import chunk, main, read_question
+from llava.model import LlavaLlamaForCausalLM
 from tests.llava.upstream import photo, save_release
 
 
@@ -91,3 +92,21 @@ def test_chunks_share_the_questions_in_order():
 def test_a_record_of_another_kind_is_one_line_that_names_it(release, folder):
     with pytest.raises(SystemExit, match=r"questions.json\[0\]: expected question_id and text"):
         ask(release, folder, [{"id": 1}])
+
+
+def test_beams_and_nucleus_reach_the_model(release, folder, monkeypatch):
+    seen = []
+    generate = LlavaLlamaForCausalLM.generate
+    monkeypatch.setattr(
+        LlavaLlamaForCausalLM,
+        "generate",
+        lambda *args, **options: (seen.append(options), generate(*args, **options))[1],
+    )
+    answers = ask(release, folder, [of_llava(0)], "--num_beams", "2", "--temperature", "0.2", "--top_p", "0.7")
+    assert "error" not in answers[0]
+    assert (seen[0]["num_beams"], seen[0]["temperature"], seen[0]["top_p"]) == (2, 0.2, 0.7)
+
+
+def test_top_p_without_sampling_is_refused(release, folder):
+    with pytest.raises(SystemExit, match=r"--top_p 0.7 .*--temperature"):
+        ask(release, folder, [of_llava(0)], "--top_p", "0.7")
