@@ -91,6 +91,12 @@ def test_a_native_tower_says_which_flags_it_does_not_read(llm, siglip, data, tmp
     assert len(unread) == 3
 
 
+def test_a_native_tower_refuses_an_adapter_that_merges_nothing(llm, siglip, data, tmp_path):
+    flags = {"mm_projector_type": "mlp2x_gelu"}
+    with pytest.raises(ValueError, match=r"mlp2x_gelu keeps every patch, .* 2 x 2 patches each. Use downsample_mlp"):
+        build_stage(*parse_arguments(tiny.stage_arguments(llm, siglip, data, tmp_path / "run", **flags)))
+
+
 def make_dataset(records, folder, **options):
     processor = tower_factory("siglip").build_image_processor(
         "siglip",
