@@ -13,6 +13,8 @@ from llava.model.multimodal_encoder.builder import tower_factory
 from llava.train.arguments import parse_arguments
 from llava.train.train import build_stage, run_stage
 from tests.llava import tiny
+from tests.llava.test_data_video import write_video
+from tests.llava.test_packed_model import forward, gradients
 from tests.llava.upstream import photo
 
 PINPOINTS = "[[32, 64], [64, 32], [64, 64]]"
@@ -91,6 +93,12 @@ def test_a_native_tower_says_which_flags_it_does_not_read(llm, siglip, data, tmp
     assert len(unread) == 3
 
 
+def test_a_native_tower_refuses_an_adapter_that_merges_nothing(llm, siglip, data, tmp_path):
+    flags = {"mm_projector_type": "mlp2x_gelu"}
+    with pytest.raises(ValueError, match=r"mlp2x_gelu keeps every patch, .* 2 x 2 patches each. Use downsample_mlp"):
+        build_stage(*parse_arguments(tiny.stage_arguments(llm, siglip, data, tmp_path / "run", **flags)))
+
+
 def make_dataset(records, folder, **options):
     processor = tower_factory("siglip").build_image_processor(
         "siglip",
@@ -133,3 +141,41 @@ def test_one_image_is_cut_several_are_padded_and_a_video_is_one_placeholder(tmp_
     video = dataset.image_processor([frames])
     assert video["image_layout"].tolist() == [[20, 20, 1]]
     assert dataset.image_processor.num_video_tokens(2, 20, 20) == 2 * 2 * 3
+
+
+def test_a_pack_with_a_video_has_the_losses_and_gradients_of_its_samples(llm, siglip, tmp_path):
+    """One image, two of them, a video and text alone, of a plain tower; and the alignment loss on top."""
+    data = tiny.save_data(tmp_path / "data", count=2)
+    write_video(data / "images" / "a.mp4", 6)
+    records = [
+        tiny.record("one", "0.png", "Red."),
+        tiny.record("two", ["0.png", "1.png"], "Red and green."),
+        {**tiny.record("video", "a.mp4", "Brighter."), "video": "a.mp4"},
+        tiny.record("text", None, "Blue."),
+    ]
+    records[1]["conversations"][0]["value"] = "<image><image>Which?"
+    del records[2]["image"]
+    (data / "data.json").write_text(json.dumps(records))
+    flags = {**FLAGS, "vision_tower": siglip, "mm_tunable_parts": ALL, "video_frames": 3}
+    flags |= {"use_alignment_loss": True, "word_prior": "uniform", "attn_implementation": "sdpa"}
+    trainer, _ = build_stage(*parse_arguments(tiny.stage_arguments(llm, siglip, data, tmp_path / "run", **flags)))
+    model = trainer.model.train()
+    samples = [trainer.train_dataset[index] for index in range(len(records))]
+    assert samples[2]["image_grid_thw"].tolist() == [[3, 4, 4]]
+    assert (samples[2]["input_ids"] == -200).sum() == 3 * 2 * 3  # pooled to 2 x 2, and a newline a row
+    total = sum(int((sample["labels"] != -100).sum()) for sample in samples)
+    aligned = forward(model, samples, num_items_in_batch=total)
+    assert float(aligned.losses["alignment"].detach()) > 0
+    weight = model.auxiliary_weights["alignment"]
+    torch.testing.assert_close(aligned.loss, aligned.losses["decoding"] + weight * aligned.losses["alignment"])
+    packed = aligned.losses["decoding"]
+    packed.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    separate = sum(forward(model, [sample], num_items_in_batch=total).losses["decoding"] for sample in samples)
+    separate.backward()
+    torch.testing.assert_close(packed, separate, rtol=1e-5, atol=1e-6)
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert (gradient - expected[name]).norm() <= 1e-4 * gradient.norm() + 1e-7, name

@@ -60,6 +60,18 @@ def test_ids_and_llavas_labels_are_upstreams(name, tokenizers):
             assert encoded.labels[1:].tolist() == row[1][1:], turns
 
 
+@pytest.mark.parametrize("name", MISCOUNTED)
+def test_where_llava_miscounts_its_mask_here_is_that_of_the_answers(name, tokenizers):
+    """Of mpt, chatml_direct and, from the second exchange, mistral_instruct."""
+    for number in MISCOUNTED[name]:
+        if FOUND["labels"][name]["rows"][number] is not None:
+            ours, answers = (
+                encode(name, CONVERSATIONS[number], tokenizers[KINDS[name]], mask) for mask in ("llava", "answers")
+            )
+            assert ours.labels.tolist() == answers.labels.tolist(), number
+            assert (ours.labels != IGNORE_INDEX).any()
+
+
 @pytest.mark.parametrize("name", FOUND["labels"])
 def test_answers_alone_are_learned_by_default(name, tokenizers):
     tokenizer = tokenizers[KINDS[name]]
