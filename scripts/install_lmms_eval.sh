@@ -19,7 +19,7 @@ find_python
 "$PYTHON" -c 'import torch, transformers' 2>/dev/null || die "$PYTHON has no torch or no transformers: bash scripts/quickstart.sh sets all up; by hand: pip install -e ."
 before=$("$PYTHON" -c 'import torch; print(torch.__version__)')
 "$PYTHON" -m pip install --quiet --no-deps "lmms-eval==$LMMS_EVAL"
-"$PYTHON" -m pip install --quiet "${needs[@]}"
+"$PYTHON" -m pip install --quiet -c constraints.txt "${needs[@]}"
 after=$("$PYTHON" -c 'import torch; print(torch.__version__)')
 [[ $before == "$after" ]] || die "torch was $before and is now $after: some package above asked for it. Install the torch you want again."
 "$PYTHON" -c 'import lmms_eval.evaluator' || die "lmms-eval $LMMS_EVAL is there but cannot be imported: the lines above name the package that it misses."

@@ -12,6 +12,9 @@ if [[ ${1:-} == --all ]]; then
   shift
 fi
 ensure_environment train,serve,playground,dev
-if [[ $marks != *"not slow"* ]]; then ensure_browser; fi
+if [[ $marks != *"not slow"* ]]; then
+  ensure_browser
+  bash scripts/install_lmms_eval.sh --light # its end-to-end tests are slow ones
+fi
 export OMP_NUM_THREADS=1 # One thread in each of the test processes; more would fight for the cores.
 exec python -m pytest -n "${TEST_PROCESSES:-2}" -m "$marks" "$@"

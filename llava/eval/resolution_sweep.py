@@ -5,7 +5,8 @@
     python -m llava.eval.resolution_sweep --model-path RUN --tasks fig3 --max-num-vistoken 256 1024 4096 --output X
 
 Questions are held-out ones of this project, by kind; tasks are lmms-eval's, by scripts/comp/eval.sh. OUTPUT.csv gets
-a line for each budget and score, OUTPUT.png the picture. Budgets that OUTPUT.csv has already are not run again.
+a line for each budget and score, OUTPUT.png the picture, OUTPUT.settings.json what was measured. Budgets that
+OUTPUT.csv has already are not run again; an OUTPUT of another model, questions, tasks, limit or MODEL_ARGS is refused.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from llava.data.mixture import load_records
 from llava.eval.answering import Answerer
+from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.held_out import MAX_NEW_TOKENS, choose_template, make_row
 from llava.eval.items import make_item
 from llava.eval.models import load_checkpoint
@@ -37,13 +40,12 @@ Line = dict[str, str]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def sweep_questions(args: argparse.Namespace, budgets: Sequence[int]) -> list[Line]:
+def sweep_questions(args: argparse.Namespace, budgets: Sequence[int]) -> Iterator[list[Line]]:
     """Percent of the questions that are answered exactly, in all and by kind, at each budget."""
     loaded = load_checkpoint(args.model_path, device=args.device)
     _, template = choose_template(None, loaded.model.config, "questions")
     records = load_records(args.questions)[: args.limit]
     items = [make_item(record, template, loaded.tokenizer, args.image_folder, with_facts=False) for record in records]
-    lines = []
     for budget in budgets:
         least = min(loaded.image_processor.min_num_vistoken, budget)
         processor = checkpoint_image_processor(
@@ -61,17 +63,19 @@ def sweep_questions(args: argparse.Namespace, budgets: Sequence[int]) -> list[Li
         rows = [make_row(item, answer) for item, answer in zip(items, answers, strict=True)]
         tokens = statistics.mean(processor.num_visual_tokens(row["width"], row["height"]) for row in rows)
         groups = {"all": accuracy(rows)} | accuracy_by(rows, lambda row: row["kind"])
-        for name, found in groups.items():
-            lines.append(_line(budget, name, 100 * found["accuracy"], f"{tokens:.1f}", str(found["n"])))
-    return lines
+        yield [
+            _line(budget, name, 100 * found["accuracy"], f"{tokens:.1f}", str(found["n"]))
+            for name, found in groups.items()
+        ]
 
 
-def sweep_tasks(args: argparse.Namespace, budgets: Sequence[int]) -> list[Line]:
+def sweep_tasks(args: argparse.Namespace, budgets: Sequence[int]) -> Iterator[list[Line]]:
     """lmms-eval's scores at each budget; each leaves its own measurement below OUTPUT's folder."""
-    lines = []
     for budget in budgets:
         results = args.output.with_name(f"{args.output.name}-{budget}")
-        environment = os.environ | {"MODEL_ARGS": f"max_num_vistoken={budget}", "RESULTS": str(results.resolve())}
+        model_args = ",".join(filter(None, [os.environ.get("MODEL_ARGS"), f"max_num_vistoken={budget}"]))
+        environment = os.environ | {"MODEL_ARGS": model_args, "RESULTS": str(results.resolve())}
+        environment["LABEL"] = f"{os.environ.get('LABEL', args.model_path)}, at most {budget} visual tokens"
         command = ["bash", "scripts/comp/eval.sh", os.path.abspath(args.model_path), *args.tasks]
         if args.limit:
             command += ["--", "--limit", str(args.limit)]
@@ -79,8 +83,22 @@ def sweep_tasks(args: argparse.Namespace, budgets: Sequence[int]) -> list[Line]:
         if done.returncode:
             raise ValueError(f"{' '.join(command)} failed with exit code {done.returncode}: the lines above say why.")
         scores = json.loads((results / "scores.json").read_text(encoding="utf-8"))["scores"]
-        lines += [_line(budget, name, score) for name, score in scores.items()]
-    return lines
+        columns = [name for name in scores if name in BENCHMARKS] or list(scores)  # percents; others may be fractions
+        yield [_line(budget, name, scores[name]) for name in columns]
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides a budget's scores."""
+    settings = {name: getattr(args, name) for name in ("model_path", "questions", "tasks", "image_folder", "limit")}
+    return settings | {"MODEL_ARGS": os.environ.get("MODEL_ARGS") if args.tasks else None}
+
+
+def refuse_other_settings(file: Path, settings: dict[str, Any]) -> None:
+    """Raise if budgets that were measured under other settings would stand in one curve with these."""
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise ValueError(f"{file}: {name} was {before.get(name)}, is now {value}: choose another --output.")
 
 
 def _line(budget: int, score: str, value: float, visual_tokens: str = "", n: str = "") -> Line:
@@ -142,9 +160,14 @@ def main(argv: list[str] | None = None) -> None:
         lines = read_lines(table)
         done = {int(line["max_num_vistoken"]) for line in lines}
         budgets = [budget for budget in dict.fromkeys(args.max_num_vistoken) if budget not in done]
+        settings, settings_file = settings_of(args), args.output.with_name(f"{args.output.name}.settings.json")
+        if lines:
+            refuse_other_settings(settings_file, settings)
         if budgets:
-            lines += (sweep_questions if args.questions else sweep_tasks)(args, budgets)
-            write_lines(table, lines)
+            write_text(settings_file, json.dumps(settings, indent=2) + "\n")
+            for more in (sweep_questions if args.questions else sweep_tasks)(args, budgets):
+                lines += more
+                write_lines(table, lines)  # after each budget: a stop loses one at most
         draw(lines, args.title or f"{args.model_path}", args.output.with_suffix(".png"))
     sys.stdout.write(table.read_text(encoding="utf-8"))
 

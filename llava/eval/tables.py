@@ -182,15 +182,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with mistakes_in_one_line():
         tables = read_paper()
-        if unknown := set(args.tables or ()) - tables.keys():
-            raise ValueError(f"--tables {', '.join(sorted(unknown))}: unknown. Known: {', '.join(tables)}.")
+        if unknown := set(args.tables or ()) - {*tables, OWN}:
+            raise ValueError(f"--tables {', '.join(sorted(unknown))}: unknown. Known: {', '.join([*tables, OWN])}.")
         place([read_measurement(path) for path in args.results], tables)
         chosen = [t for t in tables.values() if t.id in (args.tables or (OWN,)) or (not args.tables and t.is_measured)]
         if args.output is None:
             sys.stdout.write(markdown(chosen))
             return
-        write_text(args.output.with_suffix(".md"), f"# Measured beside the paper\n\n{markdown(chosen)}")
-        write_text(args.output.with_suffix(".html"), html(chosen))
+        write_text(
+            args.output.with_name(f"{args.output.name}.md"), f"# Measured beside the paper\n\n{markdown(chosen)}"
+        )
+        write_text(args.output.with_name(f"{args.output.name}.html"), html(chosen))
         for each in chosen:
             if each.is_measured:
                 draw(each, args.output.with_name(f"{args.output.name}-{each.id}.png"))

@@ -127,6 +127,8 @@ def test_inst_it_counts_answers_that_name_a_letter(inst_it):
     results = [inst_it.process_results({"answer": "B"}, [said])["inst_it_accuracy"] for said in ("B", "b?", "C.", "B.")]
     assert inst_it.accuracy(results) == pytest.approx(2 / 3)
     assert inst_it.accuracy(results[1:2]) == 0.0
+    unanswered = inst_it.process_results({"answer": "B"}, [""])["inst_it_accuracy"]
+    assert inst_it.accuracy([results[0], unanswered]) == 0.5
 
 
 def test_inst_it_asks_with_all_choices(inst_it):

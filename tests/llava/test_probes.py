@@ -11,6 +11,7 @@ from PIL import Image
 from llava.eval import classification, segmentation
 from llava.eval.probes.augment import BICUBIC, NEAREST, random_box, segmentation_crop
 from llava.eval.probes.frozen import FrozenTower, prepare, to_maps
+from llava.eval.probes.masked_images import IGNORED, Masks
 from llava.eval.probes.stream import TrainingSteps, evaluation_batches
 from llava.eval.probes.upernet import pyramid_layers, windows
 
@@ -183,3 +184,10 @@ def test_windows_cover_the_image(width, height):
         assert top + 504 <= height
         seen[top : top + 504, left : left + 504] += 1
     assert seen.min() >= 1
+
+
+def test_nothing_and_255_in_a_mask_count_nowhere():
+    target = Masks([], num_classes=3).target(Image.fromarray(np.array([[0, 1], [3, 255]], dtype=np.uint8)))
+    assert target.tolist() == [[IGNORED, 0], [2, IGNORED]]
+    with pytest.raises(ValueError, match="holds class 4, but there are 3"):
+        Masks([], num_classes=3).target(Image.new("L", (2, 2), 4))

@@ -15,6 +15,7 @@ pytest_plugins = ["tests.llava.eval_parts"]
 def sweep(run, colours, output, *budgets, **more):
     flags = ["--questions", str(colours / "data.json"), "--image-folder", str(colours / "images")]
     words = [str(word) for budget in budgets for word in [budget]]
+    flags += [f"--{name}={value}" for name, value in more.items()]
     resolution_sweep.main(["--model-path", str(run / "stage2_native"), *flags, "--max-num-vistoken", *words,
                            "--output", str(output)])  # fmt: skip
     return read_lines(output.with_suffix(".csv"))
@@ -48,6 +49,26 @@ def test_budgets_that_are_there_are_not_run_again(run, colours, tmp_path, monkey
     lines = sweep(run, colours, tmp_path / "sweep", 4, 8)
     assert asked == [[8]]
     assert {line["max_num_vistoken"] for line in lines} == {"4", "8"}
+
+
+def test_budgets_of_another_measurement_are_refused(run, colours, tmp_path):
+    sweep(run, colours, tmp_path / "sweep", 4)
+    with pytest.raises(SystemExit, match="limit was None, is now 3: choose another --output"):
+        sweep(run, colours, tmp_path / "sweep", 4, 8, limit=3)
+
+
+def test_a_stop_loses_no_budget_that_is_measured(run, colours, tmp_path, monkeypatch):
+    whole = resolution_sweep.checkpoint_image_processor
+
+    def stop_at_8(*args, **options):
+        if options["max_num_vistoken"] == 8:
+            raise KeyboardInterrupt
+        return whole(*args, **options)
+
+    monkeypatch.setattr(resolution_sweep, "checkpoint_image_processor", stop_at_8)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(run, colours, tmp_path / "sweep", 4, 8)
+    assert {line["max_num_vistoken"] for line in read_lines(tmp_path / "sweep.csv")} == {"4"}
 
 
 def test_questions_without_their_images_are_one_line(run, tmp_path):

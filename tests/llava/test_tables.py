@@ -124,3 +124,10 @@ def test_a_mistake_is_one_line(content, said, tmp_path):
 def test_an_unknown_table_is_one_line():
     with pytest.raises(SystemExit, match=r"--tables tab99: unknown\. Known: tab1"):
         tables.main(["--tables", "tab99"])
+
+
+def test_the_own_table_alone_under_a_name_with_a_dot(tmp_path):
+    both = [measure(tmp_path, "own", {"mine": 70.0}, []), measure(tmp_path, "qwen2", {"chartqa": 1.0}, ["tab9/qwen2"])]
+    tables.main([*both, "--tables", "own", "--output", str(tmp_path / "out/v1.0")])
+    assert "tab9" not in (tmp_path / "out/v1.0.md").read_text()
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"v1.0.md", "v1.0.html", "v1.0-own.png"}

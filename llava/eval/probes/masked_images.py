@@ -1,7 +1,7 @@
 """Images with a class for every pixel, in ADE20K's layout:
 
 DIR/images/{training,validation}/NAME.jpg
-DIR/annotations/{training,validation}/NAME.png      0: no class, counts nowhere; k: class k - 1
+DIR/annotations/{training,validation}/NAME.png      0 and 255: no class, counts nowhere; k: class k - 1
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llava.eval.probes.stream import Key, generator_of
 from llava.mm_utils import load_image
 from llava.model.multimodal_encoder.base import ImageProcessor
 
-IGNORED = 255  # in a target: this pixel counts nowhere
+IGNORED = 255  # in a target and in a mask: this pixel counts nowhere
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ class Masks:
         return image, mask
 
     def target(self, mask: Image.Image) -> Tensor:
-        """(height, width) int64: 0 ... classes - 1, and IGNORED where the annotation says 0."""
+        """(height, width) int64: 0 ... classes - 1, and IGNORED where the annotation says 0 or IGNORED."""
         values = np.asarray(mask).astype(np.int64) - 1
+        values[values == IGNORED - 1] = -1
         if values.max(initial=-1) >= self.num_classes:
             raise ValueError(
                 f"an annotation holds class {values.max() + 1}, but there are {self.num_classes}: --num_classes?"

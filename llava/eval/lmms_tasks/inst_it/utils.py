@@ -16,7 +16,8 @@ def doc_to_text(doc, lmms_eval_specific_kwargs):
 
 
 def process_results(doc, results):
-    return {"inst_it_accuracy": {"chosen": chosen_letter(results[0]), "answer": doc["answer"].strip()}}
+    said = results[0].strip()
+    return {"inst_it_accuracy": {"said": said, "chosen": chosen_letter(said), "answer": doc["answer"].strip()}}
 
 
 def chosen_letter(answer):
@@ -26,6 +27,9 @@ def chosen_letter(answer):
 
 
 def accuracy(results):
-    """Share of right answers among those that name a letter, as the benchmark's own script counts; 0 if none does."""
-    named = [result for result in results if result["chosen"]]
+    """Share of right answers among those that name a letter, as the benchmark's own script counts; 0 if none does.
+
+    No answer at all, where the image or the generation failed, is a wrong one.
+    """
+    named = [result for result in results if result["chosen"] or not result["said"]]
     return sum(result["chosen"] == result["answer"] for result in named) / len(named) if named else 0.0
