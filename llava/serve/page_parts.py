@@ -40,6 +40,7 @@ CSS = """
 .tokens .heat span {background: none; font-variant-numeric: tabular-nums;}
 .scale {display: flex; align-items: center; gap: 8px; margin: 8px 0 0; font-size: 0.82rem;}
 .scale i {flex: 0 0 160px; height: 10px; border-radius: 5px;}
+#chat button[aria-label="Share"] {display: none;}  /* it would send the picture to a web site */
 footer {display: none !important;}
 @media (max-width: 640px) {
   #chat {height: 58vh !important;}
