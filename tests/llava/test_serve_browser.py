@@ -4,6 +4,9 @@ import json
 import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -260,3 +263,23 @@ def test_a_forged_upload_is_not_fetched(site, tmp_path):
             done = joined(site, "submit", [{"text": "What?", "files": [file]}, []])
             assert (done["success"], why in str(done)) == (False, True), done
     assert asked_for == []
+
+
+def test_an_open_page_does_not_hold_up_the_end(address):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "llava.serve.gradio_web_server", "--controller-url", address, "--port", port]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in server.stderr:
+            if "Uvicorn running" in line:
+                break
+        url = f"http://127.0.0.1:{port}/gradio_api/heartbeat/someone"
+        with httpx.stream("GET", url, timeout=60) as stream:
+            next(stream.iter_lines())
+            server.terminate()
+            _, said = server.communicate(timeout=20)  # it waits 30 s for what does not end
+        assert "Traceback" not in said
+    finally:
+        server.kill()
