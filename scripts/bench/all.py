@@ -41,6 +41,7 @@ BENCHES = {
     "train_step": Bench("train_step.py", small=f"--parts loss --tokens 100 --words 500 {ONE_LAYER}"),
     "sampler": Bench("sampler.py", small="--samples 200"),
     "data": Bench("data.py", small="--records 200 --samples 8 --workers 1 --rounds 1"),
+    "serving": Bench("serving.py", small="--small --rounds 1 --tokens 8 --requests 24 --clients 6"),
 }
 
 
