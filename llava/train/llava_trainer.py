@@ -338,11 +338,12 @@ class LLaVATrainer(Trainer):
         """Waits for all processes' files: next, the first one writes the file that marks the checkpoint as complete."""
         super()._save_rng_state(output_dir)
         flush(output_dir)
+        self.args.save_total_limit = None  # only now: training_args.bin, which has it, is written
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """An older checkpoint is deleted only when the new one, its mark too, is on the disk."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        limit = self.args.save_total_limit
         try:
             super()._save_checkpoint(*args, **kwargs)
         finally:

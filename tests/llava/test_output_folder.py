@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from llava.train import output_folder
@@ -50,10 +51,19 @@ def test_what_a_checkpoint_holds_is_on_the_disk_before_its_mark_and_before_an_ol
             before_deletion.add(path)
         sync(handle)
 
+    limits, save = set(), torch.save
+
+    def recorded(content, file, *arguments, **options):
+        if str(file).endswith("training_args.bin"):
+            limits.add(content.save_total_limit)
+        save(content, file, *arguments, **options)
+
     monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(torch, "save", recorded)
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
     train_alone(tiny.stage_arguments(llm, siglip, data, out, **tiny.FULL_STAGE, **options))
     assert not older.exists()
+    assert limits == {1}
     written = {str(path) for path in (mark.parent, *mark.parent.iterdir())}
     assert str(mark.parent / "optimizer.pt") in written
     assert written - {str(mark)} <= before_mark
