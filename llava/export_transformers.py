@@ -31,7 +31,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model import OF_BARE_LLMS
 from llava.tiles import read_pinpoints
-from llava.utils import mistakes_in_one_line, write_text
+from llava.utils import check_new_folder, mistakes_in_one_line, write_text
 
 VIDEO_TOKEN = "<video>"  # noqa: S105  a token of text, no secret
 # Beginnings of our names -> transformers'; the first that fits.
@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def export(checkpoint: str, out: Path) -> None:
     """Load, rename, write."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty. Give a new folder as OUT, or delete it.")
+    check_new_folder(out, str(out), "a new folder as OUT")
     tokenizer, model, image_processor, _ = load_pretrained_model(checkpoint, device="cpu", torch_dtype="float32")
     if not hasattr(model.get_vision_tower(), "tokens_per_tile"):
         raise ValueError(

@@ -16,7 +16,7 @@ import torch
 from llava.model.builder import load_pretrained_model
 from llava.model.loading import load_config, local_folder
 from llava.model.lora import LORA_CONFIG_FILE, is_lora_folder
-from llava.utils import mistakes_in_one_line
+from llava.utils import check_new_folder, mistakes_in_one_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,8 +35,7 @@ def merge(model_path: str, model_base: str | None, out: Path) -> None:
     model_path = local_folder(model_path)
     if not is_lora_folder(model_path):
         raise ValueError(f"--model-path {model_path} holds no {LORA_CONFIG_FILE}, so there is nothing to merge.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--save-model-path {out} is not empty. Give a new folder, or delete it.")
+    check_new_folder(out, f"--save-model-path {out}")
     dtype = load_config(model_path).dtype or torch.float32
     tokenizer, model, _, _ = load_pretrained_model(model_path, model_base, device="cpu", torch_dtype="float32")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,12 @@ def mistakes_in_one_line(kinds: tuple[type[Exception], ...] = (ValueError, OSErr
         sys.exit(one_line(error))
 
 
+def check_new_folder(folder: Path, named: str, wanted: str = "a new folder") -> None:
+    """Refuse a folder in which something lies: a file of another model would stay among the new ones."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{named} is not empty. Give {wanted}, or delete it.")
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a file beside `path`, then rename it: a reader sees the old file or the new one, each whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
